@@ -47,6 +47,8 @@ class DctFrame:
         assert x.shape[-1] == self.size
         if self.dense:
             return x @ self._matrix.T
+        if not x.numel():  # MKL's FFT refuses an empty batch
+            return x.clone()
         spectrum = torch.fft.rfft(x.index_select(-1, self._reorder)) * self._phase
         mirrored = spectrum.imag[..., 1 : (self.size + 1) // 2].flip(-1)
         return torch.cat((spectrum.real, -mirrored), dim=-1)
@@ -56,9 +58,12 @@ class DctFrame:
         assert u.shape[-1] == self.size
         if self.dense:
             return u @ self._matrix
+        if not u.numel():
+            return u.clone()
         cut = self.size // 2 + 1
         real = u[..., :cut]
         # Imaginary part of bin k is minus coefficient N - k; bin 0 has none.
         imag = torch.cat((torch.zeros_like(u[..., :1]), -u[..., self.size - cut + 1 :].flip(-1)), dim=-1)
         spectrum = torch.complex(real, imag) * self._inverse_phase
-        return torch.fft.irfft(spectrum, n=self.size).index_select(-1, self._restore)
+        restored: torch.Tensor = torch.fft.irfft(spectrum, n=self.size).index_select(-1, self._restore)
+        return restored
