@@ -24,7 +24,7 @@
     │   └── Draining                  UNAVAILABLE
     ├── DeadlineExceeded              DEADLINE_EXCEEDED
     ├── Cancelled                     CANCELLED
-    ├── ConfigError                   FAILED_PRECONDITION  a setting of the server is wrong (seen at start, not over the wire)
+    ├── ConfigError                   FAILED_PRECONDITION  a setting of the server is wrong (seen at start)
     ├── UnsupportedModel              FAILED_PRECONDITION  a base model that the engine cannot run
     └── EngineError                   INTERNAL             our fault
 

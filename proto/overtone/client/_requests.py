@@ -1,0 +1,140 @@
+"""Python arguments to protobuf requests. What is wrong with an argument's form is said here, before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from overtone.v1 import adapters_pb2, generation_pb2
+
+Messages: TypeAlias = Sequence[Mapping[str, str]]
+"""A conversation: {"role": ..., "content": ...} for each message."""
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `generate` and `stream`. None, or leaving one out, is the server's default."""
+
+    token_ids: Sequence[int] | None
+    """Instead of a text prompt: token ids, used as they are."""
+    messages: Messages | None
+    """Instead of a text prompt: a conversation, rendered by the model's chat template."""
+    adapter: str | None
+    """"ID" or "ID@DIGEST"; None: the base model."""
+    max_new_tokens: int | None
+    temperature: float | None
+    """0, the default: greedy."""
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: Sequence[str]
+    """Generation ends before the first of these."""
+    include_stop: bool
+    ignore_eos: bool
+    logprobs: bool
+    top_n: int
+    """With each token also the n likeliest alternatives; implies logprobs."""
+    echo_prompt: bool
+    request_id: str | None
+    timeout: float | None
+    """Seconds until DeadlineExceeded, instead of the client's; None: no limit."""
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def generate_request(prompt: str | None, options: GenerateOptions) -> generation_pb2.GenerateRequest:
+    """The request for `generate` and `stream`. Exactly one of prompt, token_ids and messages must be given."""
+    unknown = options.keys() - GenerateOptions.__optional_keys__
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
+    given: Mapping[str, Any] = {name: value for name, value in options.items() if value is not None}
+    _exactly_one(prompt=prompt, token_ids=given.get("token_ids"), messages=given.get("messages"))
+    request = generation_pb2.GenerateRequest(
+        adapter=given.get("adapter", ""),
+        sampling=generation_pb2.SamplingParameters(**{name: given[name] for name in _SAMPLING if name in given}),
+        stopping=_stopping(given),
+        response=generation_pb2.ResponseOptions(
+            logprobs=given.get("logprobs", False),
+            top_n=given.get("top_n", 0),
+            echo_prompt=given.get("echo_prompt", False),
+        ),
+        request_id=given.get("request_id", ""),
+    )
+    if prompt is not None:
+        request.text = prompt
+    elif "messages" in given:
+        request.chat.CopyFrom(_chat(given["messages"]))
+    else:
+        request.token_ids.CopyFrom(generation_pb2.TokenIds(ids=given["token_ids"]))
+    return request
+
+
+def tokenize_request(prompt: str | None, messages: Messages | None) -> generation_pb2.TokenizeRequest:
+    _exactly_one(prompt=prompt, messages=messages)
+    if messages is not None:
+        return generation_pb2.TokenizeRequest(chat=_chat(messages))
+    return generation_pb2.TokenizeRequest(text=prompt or "")
+
+
+def adapter_options(
+    pinned: bool | None, labels: Mapping[str, str] | None, create_only: bool, validate_only: bool
+) -> adapters_pb2.AdapterOptions:
+    return adapters_pb2.AdapterOptions(
+        pinned=pinned, labels=labels or {}, create_only=create_only, validate_only=validate_only
+    )
+
+
+def pin_request(adapter_id: str, pinned: bool, etag: str | None) -> adapters_pb2.UpdateAdapterRequest:
+    adapter = adapters_pb2.Adapter(name=adapter_name(adapter_id), pinned=pinned, etag=etag or "")
+    return adapters_pb2.UpdateAdapterRequest(adapter=adapter, update_mask=FieldMask(paths=["pinned"]))
+
+
+def label_request(adapter_id: str, labels: Mapping[str, str], etag: str | None) -> adapters_pb2.UpdateAdapterRequest:
+    adapter = adapters_pb2.Adapter(name=adapter_name(adapter_id), labels=labels, etag=etag or "")
+    return adapters_pb2.UpdateAdapterRequest(adapter=adapter, update_mask=FieldMask(paths=["labels"]))
+
+
+def adapter_name(adapter_id: str) -> str:
+    """The resource name; an id that already is one stays."""
+    return adapter_id if adapter_id.startswith("adapters/") else f"adapters/{adapter_id}"
+
+
+def bare_id(adapter_id: str) -> str:
+    return adapter_id.removeprefix("adapters/")
+
+
+def _exactly_one(**prompts: object) -> None:
+    given = [name for name, value in prompts.items() if value is not None]
+    if len(given) != 1:
+        what = " and ".join(given) if given else "none"
+        raise ValueError(f"give exactly one of {', '.join(prompts)}; got {what}")
+    if given == ["prompt"] and not isinstance(prompts["prompt"], str):
+        raise TypeError(f"prompt must be a str, not {type(prompts['prompt']).__name__}")
+
+
+def _stopping(given: Mapping[str, Any]) -> generation_pb2.StoppingCriteria:
+    limit = given.get("max_new_tokens")
+    if limit is not None and limit < 1:
+        # On the wire 0 means the server's default, which is not what somebody who writes 0 expects.
+        raise ValueError(f"max_new_tokens must be at least 1, not {limit}")
+    stop = given.get("stop", ())
+    return generation_pb2.StoppingCriteria(
+        max_new_tokens=limit or 0,
+        # A lone string is a sequence too, of its characters.
+        stop=[stop] if isinstance(stop, str) else stop,
+        ignore_eos=given.get("ignore_eos", False),
+        include_stop=given.get("include_stop", False),
+    )
+
+
+def _chat(messages: Messages) -> generation_pb2.Chat:
+    if isinstance(messages, str | Mapping):
+        raise TypeError("messages must be a list of {'role': ..., 'content': ...}")
+    for message in messages:
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise TypeError(f"a message must have exactly 'role' and 'content', not {message!r}")
+    return generation_pb2.Chat(messages=[generation_pb2.ChatMessage(**message) for message in messages])

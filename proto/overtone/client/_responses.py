@@ -1,0 +1,124 @@
+"""Protobuf messages to the client's types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from overtone.client import types
+from overtone.v1 import adapters_pb2, generation_pb2
+
+_FINISH_REASONS: dict[int, types.FinishReason] = {
+    generation_pb2.FINISH_REASON_LENGTH: "length",
+    generation_pb2.FINISH_REASON_EOS: "eos",
+    generation_pb2.FINISH_REASON_STOP: "stop",
+}
+_STATES: dict[int, str] = {
+    adapters_pb2.Adapter.STATE_STORED: "stored",
+    adapters_pb2.Adapter.STATE_LOADING: "loading",
+    adapters_pb2.Adapter.STATE_RESIDENT: "resident",
+}
+
+
+def completion(message: generation_pb2.GenerateResponse) -> types.Completion:
+    ended = outcome(message.outcome)
+    return types.Completion(
+        text=message.text,
+        token_ids=list(message.token_ids),
+        tokens=_tokens(message.tokens),
+        prompt=_prompt(message),
+        **vars(ended),
+    )
+
+
+def chunk(message: generation_pb2.StreamGenerateResponse) -> types.Chunk:
+    return types.Chunk(
+        text=message.text,
+        token_ids=list(message.token_ids),
+        tokens=_tokens(message.tokens),
+        prompt=_prompt(message),
+        completion=outcome(message.outcome) if message.HasField("outcome") else None,
+    )
+
+
+def outcome(message: generation_pb2.Outcome) -> types.Outcome:
+    timings = message.timings
+    return types.Outcome(
+        finish_reason=_FINISH_REASONS.get(message.finish_reason, "unspecified"),
+        stop=message.stop,
+        usage=types.Usage(message.usage.prompt_tokens, message.usage.completion_tokens),
+        timings=types.Timings(_seconds(timings.queue), _seconds(timings.first_token), _seconds(timings.total)),
+        adapter=message.adapter,
+        adapter_digest=message.adapter_digest,
+        request_id=message.request_id,
+        seed=message.seed,
+    )
+
+
+def tokenized(message: generation_pb2.TokenizeResponse) -> types.Tokenized:
+    return types.Tokenized(list(message.token_ids), list(message.tokens))
+
+
+def model(message: generation_pb2.Model) -> types.ModelInfo:
+    return types.ModelInfo(
+        name=message.name,
+        architecture=message.architecture,
+        fingerprint=message.fingerprint,
+        dtype=message.dtype,
+        device=message.device,
+        vocab_size=message.vocab_size,
+        max_context_tokens=message.max_context_tokens,
+        eos_token_ids=list(message.eos_token_ids),
+        has_chat_template=message.has_chat_template,
+        modules=[types.Module(each.name, each.out_features, each.in_features) for each in message.modules],
+        server_version=message.server_version,
+    )
+
+
+def adapter(message: adapters_pb2.Adapter) -> types.Adapter:
+    return types.Adapter(
+        id=message.name.removeprefix("adapters/"),
+        uid=message.uid,
+        digest=message.digest,
+        family=message.family,
+        state=_STATES.get(message.state, "unspecified"),
+        pinned=message.pinned,
+        labels=dict(message.labels),
+        size_bytes=message.size_bytes,
+        module_count=message.module_count,
+        parameter_count=message.parameter_count,
+        base_model_name_or_path=message.base_model_name_or_path,
+        warnings=list(message.warnings),
+        create_time=_time(message.create_time) if message.HasField("create_time") else None,
+        update_time=_time(message.update_time) if message.HasField("update_time") else None,
+        etag=message.etag,
+        versions=list(message.versions),
+    )
+
+
+def _tokens(messages: Sequence[generation_pb2.TokenInfo]) -> list[types.Token]:
+    return [
+        types.Token(
+            each.id, each.text, each.logprob, each.rank, [types.TopToken(t.id, t.text, t.logprob) for t in each.top]
+        )
+        for each in messages
+    ]
+
+
+def _prompt(
+    message: generation_pb2.GenerateResponse | generation_pb2.StreamGenerateResponse,
+) -> types.Prompt | None:
+    if not message.HasField("prompt"):
+        return None
+    return types.Prompt(message.prompt.text, list(message.prompt.token_ids))
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _time(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(tzinfo=UTC)

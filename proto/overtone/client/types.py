@@ -1,0 +1,149 @@
+"""What the client returns: plain frozen values, no protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+FinishReason: TypeAlias = Literal["length", "eos", "stop", "unspecified"]
+"""Why a completion ended; "unspecified" only from a newer server that has a reason we do not know."""
+
+
+@dataclass(frozen=True)
+class TopToken:
+    """One of the likeliest tokens at a position."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token with its log-probability. rank: 1 for the likeliest."""
+
+    id: int
+    text: str
+    logprob: float
+    rank: int
+    top: list[TopToken]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt as the model saw it."""
+
+    text: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds since the request arrived at the server: until its first step, its first token and its last token."""
+
+    queue: float
+    first_token: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came out of the model. `tokens` is empty unless log-probabilities were asked for; `prompt` likewise None."""
+
+    text: str
+    token_ids: list[int]
+    tokens: list[Token]
+    prompt: Prompt | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a completion ended. `adapter` and `adapter_digest` are empty for the base model; `seed` is 0 if greedy."""
+
+    finish_reason: FinishReason
+    stop: str
+    usage: Usage
+    timings: Timings
+    adapter: str
+    adapter_digest: str
+    request_id: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion(Outcome, Generated):
+    """A whole completion and how it ended."""
+
+
+@dataclass(frozen=True)
+class Chunk(Generated):
+    """What is new since the chunk before. `prompt` is set at most in the first, `completion` only in the last."""
+
+    completion: Outcome | None
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A prompt's token ids, and the text of each."""
+
+    token_ids: list[int]
+    tokens: list[str]
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer that adapters may change."""
+
+    name: str
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The resident base model. max_context_tokens: prompt and completion together."""
+
+    name: str
+    architecture: str
+    fingerprint: str
+    dtype: str
+    device: str
+    vocab_size: int
+    max_context_tokens: int
+    eos_token_ids: list[int]
+    has_chat_template: bool
+    modules: list[Module]
+    server_version: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter on the server. digest: of its newest version; versions: all that "ID@DIGEST" may name, newest first."""
+
+    id: str
+    uid: str
+    digest: str
+    family: str
+    state: str
+    pinned: bool
+    labels: dict[str, str]
+    size_bytes: int
+    module_count: int
+    parameter_count: int
+    base_model_name_or_path: str
+    warnings: list[str]
+    create_time: datetime | None
+    update_time: datetime | None
+    etag: str
+    versions: list[str]
