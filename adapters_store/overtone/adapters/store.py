@@ -1,0 +1,190 @@
+"""The adapter store: uploads in, leases on immutable versions out. Ties catalogue, blobs and memory together.
+
+Order of a commit: blob durable, then memory if pinned, then the catalogue row, which is the acknowledgement. Order of a
+deletion: the row, then, when the last lease is gone, memory and blob. A crash in between leaves a blob without a row,
+and the next start removes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+
+from overtone.adapters.base import BaseDescription
+from overtone.adapters.blob import digest_of, encode
+from overtone.adapters.blobs import BlobFolder
+from overtone.adapters.catalogue import Catalogue, Options, already_exists
+from overtone.adapters.families import ParsedAdapter, parse_adapter
+from overtone.adapters.folder import read_folder
+from overtone.adapters.lease import Lease
+from overtone.adapters.records import (
+    AdapterRecord,
+    StoreConfig,
+    StoreStats,
+    Version,
+    check_id,
+    check_labels,
+    check_page_size,
+    make_page_token,
+    parse_page_token,
+    parse_reference,
+)
+from overtone.adapters.residency import State, make_resident
+from overtone.adapters.upload import Upload
+from overtone.adapters.versions import Versions
+
+__all__ = ["AdapterRecord", "AdapterStore", "Lease", "StoreConfig", "StoreStats", "Upload"]
+
+Records = list[AdapterRecord]
+
+
+class AdapterStore:
+    """Every method is thread-safe and may block on the disk."""
+
+    def __init__(self, config: StoreConfig, base: BaseDescription) -> None:
+        """Recovers from whatever ended the last process. Raises `ConfigError` if another one uses the store."""
+        self._config, self._base = config, base
+        with ExitStack() as undo:
+            self._blobs = BlobFolder(config.root)
+            undo.callback(self._blobs.close)
+            self._catalogue = Catalogue(self._blobs.root / "catalogue.sqlite3")
+            undo.callback(self._catalogue.close)
+            self._blobs.recover(self._catalogue.digests())
+            self._versions = Versions(self._blobs, self._catalogue, base, config.memory_bytes)
+            self._versions.load_pinned()
+            undo.pop_all()
+
+    @property
+    def on_load(self) -> Callable[[float], None] | None:
+        """Told the seconds of each load from disk."""
+        return self._versions.on_load
+
+    @on_load.setter
+    def on_load(self, listener: Callable[[float], None] | None) -> None:
+        self._versions.on_load = listener
+
+    def close(self) -> None:
+        self._versions.close()
+
+    def begin_upload(self) -> Upload:
+        return Upload(self._blobs.tmp, self._config.max_upload_bytes)
+
+    def commit_upload(
+        self,
+        upload: Upload,
+        adapter_id: str,
+        *,
+        pinned: bool | None = None,
+        labels: Mapping[str, str] | None = None,
+        create_only: bool = False,
+        validate_only: bool = False,
+    ) -> AdapterRecord:
+        """Validates what was uploaded and makes it the current version of `adapter_id`, durably.
+
+        Raises `InvalidAdapter`, `InvalidRequest`, `AdapterExists`, `AdapterMemoryFull` (pinned only), `StoreFailed`.
+        """
+        record = self._admit(adapter_id, upload.read, Options(pinned, labels, create_only, validate_only))
+        upload.abort()
+        return record
+
+    def load_folder(
+        self,
+        path: str,
+        adapter_id: str,
+        *,
+        pinned: bool | None = None,
+        labels: Mapping[str, str] | None = None,
+        create_only: bool = False,
+        validate_only: bool = False,
+    ) -> AdapterRecord:
+        """`commit_upload` of a folder below one of the allowed directories. Also raises `PathRefused`, `TooLarge`."""
+        read = partial(read_folder, self._config.adapter_roots, path, self._config.max_upload_bytes)
+        return self._admit(adapter_id, read, Options(pinned, labels, create_only, validate_only))
+
+    def _admit(self, adapter_id: str, read: Callable[[], tuple[bytes, bytes]], options: Options) -> AdapterRecord:
+        check_id(adapter_id)
+        check_labels(options.labels or {})
+        if options.create_only and self._catalogue.exists(adapter_id):
+            raise already_exists(adapter_id)
+        parsed = parse_adapter(*read(), self._base, strict_base=self._config.strict_base)
+        blob = encode(parsed)
+        version = _version(parsed, blob)
+        if options.validate_only:
+            return self._catalogue.put(adapter_id, version, options)
+        with self._versions.changing, ExitStack() as after:
+            after.callback(self._versions.sweep, version.digest)
+            self._blobs.write(version.digest, blob)
+            if options.pinned or (options.pinned is None and self._catalogue.is_pinned(adapter_id)):
+                after.enter_context(self._versions.held(version.digest, version.resident_bytes))
+            record = self._catalogue.put(adapter_id, version, options)
+            self._versions.follow_pins()
+            return record
+
+    def get(self, adapter_id: str) -> AdapterRecord:
+        return self._catalogue.get(check_id(adapter_id))
+
+    def list(self, page_size: int, page_token: str = "") -> tuple[Records, str]:
+        """One page by id and the token of the next, "" after the last."""
+        size, after = check_page_size(page_size), parse_page_token(page_token)
+        records = self._catalogue.page(size + 1, after)
+        return records[:size], make_page_token(records[size - 1].id) if len(records) > size else ""
+
+    def update(
+        self, adapter_id: str, *, pinned: bool | None = None, labels: Mapping[str, str] | None = None, etag: str = ""
+    ) -> AdapterRecord:
+        """Changes what is not None. Raises `AdapterNotFound`, `EtagMismatch`, `AdapterMemoryFull` (pinned only)."""
+        checked = None if labels is None else check_labels(labels)
+        with self._versions.changing, ExitStack() as after:
+            self._catalogue.get(check_id(adapter_id), etag)
+            if pinned:
+                after.enter_context(self._versions.held(*self._catalogue.resolve(adapter_id)))
+            record = self._catalogue.update(adapter_id, pinned=pinned, labels=checked, etag=etag)
+            self._versions.follow_pins()
+            return record
+
+    def delete(self, adapter_id: str, *, etag: str = "") -> None:
+        """Forgets an adapter with its versions; leases on them go on. Raises `AdapterNotFound`, `EtagMismatch`."""
+        with self._versions.changing:
+            digests = self._catalogue.delete(check_id(adapter_id), etag)
+            self._versions.follow_pins()
+            for digest in digests:
+                self._versions.sweep(digest)
+
+    def acquire(self, reference: str) -> Lease:
+        """A lease on the version that "id" or "id@digest" means now, in memory until released.
+
+        Raises `AdapterNotFound`, `AdapterMemoryFull`, `StoreCorrupted`, `StoreFailed`, and `BaseModelMismatch` for a
+        version that was stored for another base model.
+        """
+        adapter_id, prefix = parse_reference(reference)
+        digest, nbytes = self._catalogue.resolve(adapter_id, prefix)
+        self._versions.residency.retain(digest)
+        try:
+            # It may have been deleted before it was retained; after that its blob stays.
+            self._catalogue.resolve(adapter_id, digest)
+            adapter = self._versions.residency.load(digest, nbytes)
+        except BaseException:
+            self._versions.release(digest)
+            raise
+        return Lease(adapter_id, adapter, partial(self._versions.release, digest))
+
+    def residency_state(self, digest: str) -> State:
+        return self._versions.residency.state(digest)
+
+    def stats(self) -> StoreStats:
+        return self._versions.residency.stats(self._catalogue.count())
+
+
+def _version(parsed: ParsedAdapter, blob: bytes) -> Version:
+    digest = digest_of(blob)
+    return Version(
+        digest=digest,
+        family=parsed.family,
+        size_bytes=len(blob),
+        resident_bytes=make_resident(digest, parsed.family, parsed.deltas).nbytes,
+        module_count=len(parsed.deltas),
+        parameter_count=parsed.parameter_count,
+        base_model_name_or_path=parsed.base_model_name_or_path,
+        warnings=parsed.warnings,
+    )

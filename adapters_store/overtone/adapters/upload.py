@@ -1,0 +1,77 @@
+"""Receiving an adapter's files in pieces, within limits, into a scratch folder that vanishes with the upload."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from overtone.adapters.failures import operation
+from overtone.adapters.files import CONFIG_FILE, FILE_NAMES, MAX_CONFIG_BYTES, WEIGHTS_FILE, check_file_name
+from overtone.errors import InvalidAdapter, InvalidRequest, TooLarge
+
+
+class Upload:
+    """One adapter on its way in. Thread-safe: an abort may overtake a write. As a context manager it aborts unless it was
+    committed."""
+
+    def __init__(self, tmp: Path, max_bytes: int) -> None:
+        self._folder = tmp / f"upload-{uuid.uuid4().hex}"
+        self._max_bytes = max_bytes
+        self._sizes: dict[str, int] = {}
+        self._open = True
+        self._lock = threading.RLock()
+        with operation("begin an upload"):
+            self._folder.mkdir()
+
+    def write(self, file_name: str, data: bytes) -> None:
+        """Appends `data` to a file. The chunks of a file follow each other; nothing is kept of a chunk that is refused."""
+        with self._lock:
+            self._check_open()
+            self._append(file_name, data)
+
+    def _append(self, file_name: str, data: bytes) -> None:
+        check_file_name(file_name)
+        if file_name in self._sizes and file_name != list(self._sizes)[-1]:
+            raise InvalidRequest(f"the chunks of {file_name} must follow each other", field="file_name")
+        size = self._sizes.get(file_name, 0) + len(data)
+        total = sum(self._sizes.values()) + len(data)
+        if file_name == CONFIG_FILE and size > MAX_CONFIG_BYTES:
+            raise TooLarge(f"{CONFIG_FILE} is larger than {MAX_CONFIG_BYTES} bytes", field=CONFIG_FILE)
+        if total > self._max_bytes:
+            raise TooLarge(f"the adapter is larger than the {self._max_bytes} bytes allowed", field=file_name)
+        with operation("receive an upload"), (self._folder / file_name).open("ab") as file:
+            file.write(data)
+        self._sizes[file_name] = size
+
+    def read(self) -> tuple[bytes, bytes]:
+        """(adapter_config.json, adapter_model.safetensors). Raises `InvalidAdapter` if one did not come."""
+        with self._lock, operation("read an upload"):
+            self._check_open()
+            for name in FILE_NAMES:
+                if name not in self._sizes:
+                    raise InvalidAdapter(f"{name} is missing", field=name)
+            return (self._folder / CONFIG_FILE).read_bytes(), (self._folder / WEIGHTS_FILE).read_bytes()
+
+    def abort(self) -> None:
+        """Forgets everything received. Also the end of a committed upload; a second call does nothing."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InvalidRequest("this upload has ended", field="upload")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()

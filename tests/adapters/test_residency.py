@@ -1,0 +1,159 @@
+"""Memory: loaded once however many ask, evicted in order of use, never while leased or pinned, never over budget."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from overtone.adapters.residency import Residency, ResidentAdapter
+from overtone.errors import AdapterMemoryFull, StoreFailed
+
+SIZES = {"a": 40, "b": 40, "c": 40, "d": 100, "e": 101}
+
+
+class Loader:
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+
+    def __call__(self, digest: str) -> ResidentAdapter:
+        self.loaded.append(digest)
+        return ResidentAdapter(digest, "loca", {}, SIZES[digest])
+
+
+def use(residency: Residency, digest: str) -> ResidentAdapter:
+    residency.retain(digest)
+    try:
+        return residency.load(digest, SIZES[digest])
+    finally:
+        residency.release(digest)
+
+
+def resident(residency: Residency) -> str:
+    return "".join(digest for digest in SIZES if residency.state(digest) == "resident")
+
+
+def test_least_recently_used_goes_first() -> None:
+    residency = Residency(100, Loader())
+    for digest in "abac":
+        use(residency, digest)
+    assert resident(residency) == "ac"
+    assert residency.stats(0).eviction_count == 1
+    assert (residency.stats(0).load_count, residency.stats(0).hit_count) == (3, 1)
+    use(residency, "d")
+    assert resident(residency) == "d"
+    assert residency.stats(0).resident_bytes == 100
+
+
+def test_leased_and_pinned_stay_and_nothing_is_evicted_in_vain() -> None:
+    residency = Residency(100, Loader())
+    residency.set_pinned({"a"})
+    use(residency, "a")
+    use(residency, "b")
+    with pytest.raises(AdapterMemoryFull, match="in use or pinned") as caught:
+        use(residency, "d")
+    assert caught.value.retry_after_s == 1.0
+    assert resident(residency) == "ab"
+    use(residency, "c")
+    assert resident(residency) == "ac"
+    residency.retain("c")
+    with pytest.raises(AdapterMemoryFull):
+        use(residency, "b")
+    residency.release("c")
+    residency.set_pinned(set())
+    use(residency, "d")
+    assert resident(residency) == "d"
+
+
+def test_larger_than_all_memory_never_fits() -> None:
+    loader = Loader()
+    residency = Residency(100, loader)
+    with pytest.raises(AdapterMemoryFull, match="never fits") as caught:
+        use(residency, "e")
+    assert caught.value.retry_after_s is None
+    assert loader.loaded == []
+
+
+def test_one_load_for_all_who_ask_and_digests_side_by_side() -> None:
+    """Both loads must have begun before either may end, so loads that waited for each other would hang."""
+    both = threading.Barrier(3)
+    loader = Loader()
+
+    def slow(digest: str) -> ResidentAdapter:
+        both.wait(60)
+        return loader(digest)
+
+    residency = Residency(100, slow)
+    with ThreadPoolExecutor(16) as pool:
+        futures = [pool.submit(use, residency, digest) for digest in "ab" * 8]
+        both.wait(60)
+        got = [future.result() for future in futures]
+    assert sorted(loader.loaded) == ["a", "b"]
+    assert len({id(adapter) for adapter in got}) == 2
+    assert residency.stats(0).leased_count == 0
+
+
+def test_a_failed_load_reaches_all_waiters_and_the_next_call_tries_again() -> None:
+    begun, go_on, broken = threading.Event(), threading.Event(), [True]
+
+    def load(digest: str) -> ResidentAdapter:
+        begun.set()
+        assert go_on.wait(60)
+        if broken[0]:
+            raise StoreFailed("no disk")
+        return ResidentAdapter(digest, "loca", {}, 40)
+
+    residency = Residency(100, load)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(use, residency, "a") for _ in range(4)]
+        assert begun.wait(60)
+        assert residency.state("a") == "loading"
+        while not all(future.running() for future in futures) or residency._entries["a"].leases < 4:
+            pass
+        go_on.set()
+        assert all(isinstance(future.exception(), StoreFailed) for future in futures)
+    assert residency.stats(0).resident_bytes == 0
+    assert residency.state("a") == "stored"
+    broken[0] = False
+    assert use(residency, "a").digest == "a"
+
+
+def test_drop_waits_for_the_last_lease() -> None:
+    residency = Residency(100, Loader())
+    residency.retain("a")
+    residency.load("a", 40)
+    assert not residency.drop("a")
+    residency.release("a")
+    assert residency.drop("a")
+    assert residency.drop("a")
+    assert residency.stats(0).resident_bytes == 0
+
+
+def test_many_threads_never_exceed_the_budget() -> None:
+    residency = Residency(100, Loader())
+    problems: list[str] = []
+
+    def play(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(200):
+            digest = rng.choice("abcd")
+            residency.retain(digest)
+            try:
+                if residency.load(digest, SIZES[digest]).digest != digest:
+                    problems.append("another adapter")
+                if residency.state(digest) != "resident":
+                    problems.append("evicted under a lease")
+            except AdapterMemoryFull:
+                pass
+            if residency.stats(0).resident_bytes > 100:
+                problems.append("over budget")
+            residency.release(digest)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(play, range(6)))
+    assert not problems
+    stats = residency.stats(0)
+    assert stats.leased_count == 0
+    assert stats.resident_bytes == sum(SIZES[d] for d in resident(residency))
