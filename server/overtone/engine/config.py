@@ -1,0 +1,37 @@
+"""Limits of the engine, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from overtone.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """max_batch: requests in one step; max_step_tokens: packed tokens in one step; cache_pages: pages of the KV cache
+    beside page 0, which stays empty; max_queue: requests that may wait."""
+
+    max_batch: int = 64
+    max_step_tokens: int = 512
+    max_context_tokens: int = 2048
+    page_tokens: int = 16
+    cache_pages: int = 1024
+    max_queue: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_step_tokens", "max_context_tokens", "page_tokens", "cache_pages", "max_queue"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", field=name)
+        if self.max_step_tokens < self.max_batch:
+            raise ConfigError(
+                f"max_step_tokens ({self.max_step_tokens}) must not be below max_batch ({self.max_batch}): every running "
+                "request decodes one token a step",
+                field="max_step_tokens",
+            )
+        if self.cache_pages * self.page_tokens < self.max_context_tokens:
+            raise ConfigError(
+                f"the KV cache holds {self.cache_pages * self.page_tokens} tokens, less than one context of "
+                f"{self.max_context_tokens}: raise kv_cache_mib or lower max_context_tokens",
+                field="kv_cache_mib",
+            )

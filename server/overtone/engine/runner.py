@@ -1,0 +1,56 @@
+"""One step through the model: packed tokens in, logits out. Owns the KV cache's memory; knows nothing of the queue."""
+
+from __future__ import annotations
+
+import torch
+
+from overtone.engine.batch import pack_tokens, place_tokens
+from overtone.engine.config import EngineConfig
+from overtone.engine.scheduler import StepPlan
+from overtone.models.adapted import AdapterStep, BagCache, Segment
+from overtone.models.base import BaseModel
+
+
+class ModelRunner:
+    """Runs step plans on a base model. Used by one thread."""
+
+    def __init__(self, base: BaseModel, config: EngineConfig) -> None:
+        self._base = base
+        self._page_tokens = config.page_tokens
+        slots = (config.cache_pages + 1) * config.page_tokens
+        # Zeroed memory is not touched until it is written, so an idle cache costs nothing.
+        self._cache = torch.zeros(
+            base.num_layers, 2, slots, base.num_kv_heads, base.head_dim, dtype=base.dtype, device=base.device
+        )
+        self._bags = BagCache()
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> torch.Tensor:
+        """Logits (S, vocabulary) float32 for the chunks that complete, in the plan's order."""
+        self._clear(plan.fresh_pages)
+        tokens = pack_tokens(plan, self._base.device)
+        step = self._adapter_step(plan)
+        self._base.slot.step = None if step.empty else step
+        try:
+            output = self._base.model(
+                input_ids=tokens.input_ids,
+                position_ids=tokens.position_ids,
+                use_cache=False,
+                logits_to_keep=tokens.logit_rows,
+                paged=place_tokens(plan, self._cache, self._page_tokens),
+            )
+        finally:
+            self._base.slot.step = None
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
+
+    def _clear(self, pages: tuple[int, ...]) -> None:
+        """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""
+        if pages:
+            paged = self._cache.view(*self._cache.shape[:2], -1, self._page_tokens, *self._cache.shape[3:])
+            paged.index_fill_(2, torch.tensor(pages, device=self._cache.device), 0)
+
+    def _adapter_step(self, plan: StepPlan) -> AdapterStep:
+        decodes = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.decodes]
+        prefills = [Segment(chunk.length, chunk.sequence.request.adapter) for chunk in plan.prefills]
+        return AdapterStep(decodes, prefills, self._base.frames, self._bags)

@@ -1,0 +1,36 @@
+"""A request on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from overtone.engine.detokenizer import Detokenizer
+from overtone.engine.types import Request
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A request with what it has so far. `computed` of its tokens have their keys and values in `pages`."""
+
+    request: Request
+    detokenizer: Detokenizer
+    output_ids: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)  # set by the scheduler
+    computed: int = 0  # set by the scheduler (0 when preempted) and the engine (after a step)
+    admitted_time: float | None = None  # first step that worked on it
+    first_token_time: float | None = None
+    rng: object | None = None  # set by the sampler: the state of this request's random numbers
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.request.prompt_ids) + len(self.output_ids)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the model has still to see before it can say the next one."""
+        return self.num_tokens - self.computed
+
+    def token_slice(self, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop) of prompt and output."""
+        prompt = self.request.prompt_ids
+        return [*prompt[start:stop], *self.output_ids[max(0, start - len(prompt)) : max(0, stop - len(prompt))]]

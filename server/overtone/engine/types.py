@@ -1,0 +1,127 @@
+"""The engine's vocabulary. No logic beyond properties; no torch, no gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from overtone.errors import OvertoneError
+
+
+class FinishReason(Enum):
+    LENGTH = "length"
+    EOS = "eos"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen (see `SamplingParameters` in generation.proto). temperature 0: greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingParams:
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    include_stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation, validated. Times are `time.monotonic()` seconds.
+
+    adapter: the resident adapter's deltas by module, None for the base model; adapter_key: its version digest, for
+    statistics only. The caller keeps the adapter pinned until the request's last event.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stopping: StoppingParams
+    arrival_time: float
+    deadline: float | None = None
+    adapter: Mapping[str, Any] | None = None
+    adapter_key: str = ""
+    logprobs: bool = False
+    top_n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopToken:
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithms of the model's probabilities at temperature 1. rank: 1 for the likeliest token."""
+
+    logprob: float
+    rank: int
+    top: tuple[TopToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a generation ended. Seconds since arrival."""
+
+    reason: FinishReason
+    stop: str
+    completion_tokens: int
+    queue_s: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a step brought one request. The last event of a request has either `finish` or `error`."""
+
+    request_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+    error: OvertoneError | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """The engine after one step."""
+
+    duration_s: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    chunks: int = 0
+    distinct_adapters: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """All that one step has to tell: delivered by one call."""
+
+    events: tuple[Event, ...]
+    stats: StepStats = field(default_factory=StepStats)

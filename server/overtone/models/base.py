@@ -1,0 +1,179 @@
+"""The resident base model: loading it and what the rest of the server needs to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from overtone.errors import ConfigError, UnsupportedModel
+from overtone.models import attention, gguf
+from overtone.models.adapted import FrameBank, StepSlot, adaptable_modules, wrap_linears
+from overtone.models.support import check_supported
+from overtone.models.tokenizer import TextCodec
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FINGERPRINT_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A transformers causal language model with paged attention and adapted linears in place."""
+
+    name: str
+    model: nn.Module
+    codec: TextCodec
+    slot: StepSlot
+    frames: FrameBank
+    modules: Mapping[str, tuple[int, int]]
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+    max_context_tokens: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def architecture(self) -> str:
+        return type(self.model).__name__
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+
+def load_base_model(name: str, *, dtype: str = "auto", device: str = "auto", cache: Path) -> BaseModel:
+    """Loads `name`: "demo", a local folder, a GGUF file or a hub id. `cache`: where converted GGUF files are kept."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source = model_source(name, cache)
+    torch_device = _device(device)
+    torch_dtype = _DTYPES[dtype] if dtype != "auto" else best_dtype(torch_device)
+    config = _load_config(source, name)
+    check_supported(config)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch_dtype, trust_remote_code=False)
+    return prepare(model.to(torch_device), tokenizer, name)
+
+
+def model_source(name: str, cache: Path) -> str:
+    """What transformers loads for `name`: a folder or a hub id. Raises `ConfigError` for what cannot be a model."""
+    if name == "demo":
+        return str(gguf.converted_folder(gguf.demo_gguf(), cache))
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError(f"no such GGUF file: {name}", field="model")
+        return str(gguf.converted_folder(path, cache))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigError(f"{name} has no config.json: not a model folder", field="model")
+    return name
+
+
+def _load_config(source: str, name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"cannot load the model {name!r}: {first_line}", field="model") from error
+
+
+def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
+    """Puts paged attention and adapted linears into a transformers model."""
+    config: Any = model.config
+    check_supported(config)
+    text = config.get_text_config()
+    modules = adaptable_modules(model)
+    fingerprint = fingerprint_of(model)
+    slot = StepSlot()
+    attention.install(model)
+    wrap_linears(model, list(modules), slot)
+    model.eval().requires_grad_(False)
+    codec = TextCodec(tokenizer)
+    parameter = next(model.parameters())
+    heads = text.num_attention_heads
+    return BaseModel(
+        name=name,
+        model=model,
+        codec=codec,
+        slot=slot,
+        frames=FrameBank(parameter.device),
+        modules=modules,
+        fingerprint=fingerprint,
+        device=parameter.device,
+        dtype=parameter.dtype,
+        eos_token_ids=_eos_ids(model, codec),
+        vocab_size=text.vocab_size,
+        max_context_tokens=_context_tokens(text),
+        num_layers=text.num_hidden_layers,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )
+
+
+def _context_tokens(text: Any) -> int:
+    length = getattr(text, "max_position_embeddings", None)
+    if not length:
+        raise UnsupportedModel(
+            "the configuration does not say how long a context may be", field="max_position_embeddings"
+        )
+    return int(length)
+
+
+def _eos_ids(model: Any, codec: TextCodec) -> frozenset[int]:
+    ids: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for value in (getattr(generation, "eos_token_id", None), model.config.eos_token_id, codec.eos_token_id):
+        ids |= {value} if isinstance(value, int) else set(value or ())
+    return frozenset(ids)
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """SHA-256 over each parameter's name, shape and 64 evenly spaced values rounded to bfloat16.
+
+    The rounding makes it the same for one checkpoint loaded as float32 and as bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        picks = torch.linspace(0, flat.numel() - 1, min(_FINGERPRINT_SAMPLES, flat.numel()), dtype=torch.float64)
+        sample = flat[picks.long().to(flat.device)].to(torch.bfloat16).cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch finds no CUDA device", field="device")
+    return torch.device(name)
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA and on CPUs with bfloat16 arithmetic of their own, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return torch.float32
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
