@@ -1,0 +1,1 @@
+"""The gRPC front: services, conversion, errors, metrics, configuration and the command line."""

@@ -1,0 +1,109 @@
+"""One structured line per generation, without its prompt or its text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from overtone.api.backend import Running
+from overtone.engine.types import Event
+from overtone.errors import OvertoneError
+from overtone.v1 import generation_pb2 as pb
+
+log = logging.getLogger("overtone.requests")
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of a generation when its line is written."""
+
+    method: str
+    adapter: str
+    request_id: str
+    arrival: float = field(default_factory=time.monotonic)
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def started(self, running: Running) -> None:
+        self.fields |= {"digest": running.adapter_digest, "prompt_tokens": len(running.request.prompt_ids)}
+
+    def events(self, events: list[Event]) -> None:
+        self.fields["output_tokens"] = self.fields.get("output_tokens", 0) + sum(len(e.token_ids) for e in events)
+        finish = events[-1].finish
+        if finish is not None:
+            self.fields |= {
+                "finish_reason": finish.reason.value,
+                "queue_ms": round(finish.queue_s * 1e3, 3),
+                "ttft_ms": round(finish.first_token_s * 1e3, 3),
+            }
+
+
+class AccessLog:
+    """Writes to the logger "overtone.requests" at INFO; the line's fields are in the record's `fields`."""
+
+    @contextmanager
+    def request(self, method: str, request: pb.GenerateRequest) -> Iterator[Entry]:
+        # The client's own strings are cut: they are validated only later.
+        entry = Entry(method, request.adapter[:256], request.request_id[:128])
+        code = "OK"
+        try:
+            yield entry
+        except OvertoneError as error:
+            code = error.grpc_code
+            entry.fields["reason"] = error.reason
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
+        except BaseException:
+            code = "INTERNAL"
+            raise
+        finally:
+            fields = {
+                "method": entry.method,
+                "request_id": entry.request_id,
+                "adapter": entry.adapter,
+                "code": code,
+                "total_ms": round((time.monotonic() - entry.arrival) * 1e3, 3),
+                **entry.fields,
+            }
+            log.info("request", extra={"fields": fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ts (Unix seconds), level, logger, message, then the record's `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "ts": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """The same for eyes: time, level, message, key=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{k}={json.dumps(v, default=str)}" for k, v in getattr(record, "fields", {}).items())
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock} {record.levelname:7} {record.getMessage()} {fields}".rstrip()
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def configure(log_format: str, level: str) -> None:
+    """Sends all of the process's log lines to stderr in the chosen form."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)

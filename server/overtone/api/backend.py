@@ -1,0 +1,172 @@
+"""What the services stand on: the loaded model, the running engine, the store, and the threads for blocking work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from overtone.adapters.base import BaseDescription
+from overtone.adapters.store import AdapterStore, Lease, StoreConfig
+from overtone.api.config import ServerConfig
+from overtone.api.convert import Draft
+from overtone.api.metrics import Metrics
+from overtone.api.sessions import Session, SessionTable, run_abandonable
+from overtone.engine.config import EngineConfig
+from overtone.engine.engine import Engine
+from overtone.engine.runner import ModelRunner
+from overtone.engine.types import Request, SamplingParams, StoppingParams
+from overtone.errors import EngineStarting, InvalidRequest, PromptTooLong
+from overtone.models.base import BaseModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A generation under way, as its handler sees it. `request.request_id` is the engine's own, unique name for it."""
+
+    request: Request
+    session: Session
+    adapter_id: str
+    adapter_digest: str
+
+
+class Backend:
+    """Built once the model is loaded. Methods are for the event loop; none of them blocks it."""
+
+    def __init__(
+        self, config: ServerConfig, base: BaseModel, metrics: Metrics, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.base = base
+        self.engine_config = engine_config(config, base)
+        description = BaseDescription(name=base.name, fingerprint=base.fingerprint, modules=base.modules)
+        self.store = AdapterStore(store_config(config), description)
+        self.store.on_load = metrics.observe_load
+        metrics.watch_store(self.store.stats)
+        self._store_threads = ThreadPoolExecutor(8, "overtone-store")
+        # One thread: a tokenizer must not encode in two at once.
+        self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer")
+        self._sessions = SessionTable(loop, metrics, self._store_threads)
+        runner = ModelRunner(base, self.engine_config)
+        self.engine = Engine(
+            runner.run, base.codec.decode, base.eos_token_ids, self.engine_config, self._sessions.report
+        )
+        self.engine.start()
+
+    async def in_store(self, work: Callable[[], T]) -> T:
+        """Runs a call of the store in a thread, to its end even if the caller goes away."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._store_threads, work))
+
+    async def tokenize(self, prompt: str | tuple[int, ...] | list[dict[str, str]]) -> tuple[int, ...]:
+        """Token ids of any kind of prompt. Raises `PromptTooLong` before tokenising what cannot fit."""
+        codec, executor = self.base.codec, self._tokenizer_thread
+        if isinstance(prompt, tuple):
+            return prompt
+        characters = len(prompt) if isinstance(prompt, str) else sum(len(m["content"]) for m in prompt)
+        if characters > self.engine_config.max_context_tokens * codec.longest_token_chars:
+            raise PromptTooLong(
+                f"the prompt has {characters} characters, more than {self.engine_config.max_context_tokens} tokens can hold",
+                field="prompt",
+            )
+        loop = asyncio.get_running_loop()
+        if isinstance(prompt, str):
+            return tuple(await loop.run_in_executor(executor, codec.encode, prompt))
+        return tuple(await loop.run_in_executor(executor, codec.encode_chat, prompt))
+
+    async def start(self, draft: Draft, engine_id: str, time_remaining: float | None) -> Running:
+        """Tokenises, pins the adapter and queues the request."""
+        arrival = time.monotonic()
+        ids = await self.tokenize(draft.prompt)
+        self._check_prompt(ids, draft.stopping)
+        lease = await self._acquire(draft.adapter) if draft.adapter else None
+        request = Request(
+            request_id=engine_id,
+            prompt_ids=ids,
+            sampling=draft.sampling,
+            stopping=draft.stopping,
+            arrival_time=arrival,
+            deadline=None if time_remaining is None else arrival + time_remaining,
+            adapter=lease.adapter.deltas if lease else None,
+            adapter_key=lease.adapter.digest if lease else "",
+            logprobs=draft.logprobs,
+            top_n=draft.top_n,
+        )
+        session = self._sessions.submit(self.engine, request, lease)
+        return Running(request, session, lease.adapter_id if lease else "", lease.adapter.digest if lease else "")
+
+    async def _acquire(self, reference: str) -> Lease:
+        return await run_abandonable(self._store_threads, lambda: self.store.acquire(reference), Lease.release)
+
+    def _check_prompt(self, ids: tuple[int, ...], stopping: StoppingParams) -> None:
+        limit = self.engine_config.max_context_tokens
+        if not ids:
+            raise InvalidRequest("the prompt is empty: it has no tokens", field="prompt")
+        bad = next((token for token in ids if token >= self.base.vocab_size), None)
+        if bad is not None:
+            raise InvalidRequest(
+                f"token id {bad} is not below the vocabulary's size {self.base.vocab_size}", field="token_ids.ids"
+            )
+        if len(ids) >= limit or len(ids) + stopping.max_new_tokens > limit:
+            raise PromptTooLong(
+                f"the prompt's {len(ids)} tokens and max_new_tokens {stopping.max_new_tokens} exceed the context of {limit}",
+                field="prompt" if len(ids) >= limit else "stopping.max_new_tokens",
+                metadata={"prompt_tokens": str(len(ids)), "max_context_tokens": str(limit)},
+            )
+
+    async def warm_up(self) -> None:
+        """One short greedy generation: finds out now, not in a user's request, if the model cannot run."""
+        draft = Draft("warm-up", (0, 0), "", SamplingParams(), StoppingParams(2, ignore_eos=True), False, 0, False)
+        running = await self.start(draft, "warm-up", None)
+        finished = False
+        while not finished:
+            finished = any(event.last for event in await running.session.take())
+
+    def close(self) -> None:
+        """Ends what still runs. Blocks."""
+        self.engine.stop()
+        self._tokenizer_thread.shutdown()
+        self._store_threads.shutdown()
+        self.store.close()
+
+
+class BackendSlot:
+    """Where the services find the backend once it is there."""
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+
+    def set(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def get(self) -> Backend:
+        if self._backend is None:
+            raise EngineStarting("the server is still loading its model", retry_after_s=1.0)
+        return self._backend
+
+
+def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:
+    """The engine's limits for this model: pages from bytes, the context from what the model and the cache allow."""
+    pages = config.kv_cache_bytes // (base.kv_bytes_per_token * config.page_tokens)
+    fits = min(base.max_context_tokens, pages * config.page_tokens)
+    return EngineConfig(
+        max_batch=config.max_batch,
+        max_step_tokens=config.max_step_tokens,
+        max_context_tokens=min(config.max_context_tokens, base.max_context_tokens) or fits,
+        page_tokens=config.page_tokens,
+        cache_pages=pages,
+        max_queue=config.max_queue,
+    )
+
+
+def store_config(config: ServerConfig) -> StoreConfig:
+    return StoreConfig(
+        root=config.store,
+        memory_bytes=config.adapter_memory_bytes,
+        max_upload_bytes=config.max_adapter_bytes,
+        strict_base=config.strict_base,
+        adapter_roots=config.adapter_root,
+    )

@@ -1,0 +1,5 @@
+"""`python -m overtone.api.cli` is `overtone`."""
+
+from overtone.api.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""`overtone generate`: one completion from a running server."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from overtone.api.cli.connection import connect, connection_options, split
+from overtone.api.cli.output import print_json, printable
+
+if TYPE_CHECKING:
+    from overtone.client import Client
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--adapter", help="ID or ID@DIGEST; without it the base model answers.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: the server's.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-k", type=int, help="Keep the k likeliest tokens.")
+@click.option("--top-p", type=float, help="Keep the likeliest tokens that together reach this probability.")
+@click.option("--min-p", type=float, help="Keep tokens at least this likely, relative to the likeliest.")
+@click.option("--repetition-penalty", type=float, help="Above 1: repeat less.")
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, help="End before this text; repeatable.")
+@click.option("--include-stop", is_flag=True, help="Keep the stop text.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
+@click.option("--logprobs", is_flag=True, help="With --json: the log-probability of every token.")
+@click.option("--top-n", type=int, default=0, help="With --json: also the n likeliest alternatives.")
+@click.option("--echo-prompt", is_flag=True, help="With --json: the prompt as the model saw it.")
+@click.option("--request-id", help="Appears in the server's log.")
+@click.option("--chat", is_flag=True, help="PROMPT is what a user says to a chat model.")
+@click.option("--stream/--no-stream", default=None, help="Print while it comes; the default without --json.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --stream one object for each piece.")
+@connection_options
+def generate(prompt: str, chat: bool, stream: bool | None, as_json: bool, **options: Any) -> None:
+    """Complete PROMPT ("-": read it from standard input)."""
+    server, arguments = split(options)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    if chat:
+        arguments["messages"] = [{"role": "user", "content": prompt}]
+    else:
+        arguments["prompt"] = prompt
+    with connect(**server) as client:
+        if (not as_json) if stream is None else stream:
+            _print_stream(client, arguments, as_json)
+        else:
+            _print_whole(client, arguments, as_json)
+
+
+def _print_whole(client: Client, arguments: dict[str, Any], as_json: bool) -> None:
+    completion = client.generate(**arguments)
+    if as_json:
+        print_json(completion)
+    else:
+        click.echo(_for_output(completion.text))
+
+
+def _print_stream(client: Client, arguments: dict[str, Any], as_json: bool) -> None:
+    for chunk in client.stream(**arguments):
+        if as_json:
+            print_json(chunk)
+        else:
+            click.echo(_for_output(chunk.text), nl=False)
+    if not as_json:
+        click.echo()
+
+
+def _for_output(text: str) -> str:
+    """A pipe gets the text as it is."""
+    return printable(text) if sys.stdout.isatty() else text

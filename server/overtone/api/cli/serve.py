@@ -1,0 +1,46 @@
+"""`overtone serve`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from overtone.api.cli.output import table
+from overtone.api.settings import CONTEXT_SETTINGS, provenance, server_config, server_options
+
+
+@click.command(context_settings={**CONTEXT_SETTINGS})
+@server_options()
+@click.option(
+    "--print-config",
+    is_flag=True,
+    allow_from_autoenv=False,
+    show_default=False,
+    help="Print every setting and where it came from, and exit.",
+)
+@click.pass_context
+def serve(ctx: click.Context, /, print_config: bool, **values: Any) -> None:
+    """Start a server.
+
+    Every setting may be a flag, an environment variable (OVERTONE_MAX_BATCH for --max-batch) or a key of the
+    configuration file (max_batch = 64). Flags win over the environment, the environment over the file.
+    """
+    if print_config:
+        rows = ((each.name, _shown(each.value), each.source) for each in provenance(ctx))
+        table(("SETTING", "VALUE", "FROM"), rows)
+        server_config(values)
+        return
+    config = server_config(values)
+    # Loads torch and transformers: not before the settings are known to be right.
+    from overtone.api.server import run
+
+    run(config)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)

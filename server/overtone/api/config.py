@@ -1,0 +1,163 @@
+"""Every setting of the server, checked once. Flags, environment variables and file keys are made from these fields."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from overtone.errors import ConfigError
+
+MIB = 1 << 20
+
+
+def _about(help: str, *, least: float | None = None, most: float | None = None) -> dict[str, Any]:
+    return {"help": help, "least": least, "most": most}
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How one server runs. A wrong value raises ConfigError with the field's name."""
+
+    model: str = field(
+        default="demo", metadata=_about("Base model: 'demo' (the built-in one), a hub id, a folder or a GGUF file.")
+    )
+    store: Path = field(default=Path(".overtone"), metadata=_about("Folder that keeps the adapters."))
+    host: str = field(default="127.0.0.1", metadata=_about("Address to listen on."))
+    port: int = field(default=50051, metadata=_about("gRPC port; 0: any free one.", least=0, most=65535))
+    metrics: bool = field(default=True, metadata=_about("Serve Prometheus metrics over HTTP."))
+    metrics_host: str = field(default="127.0.0.1", metadata=_about("Address of the metrics."))
+    metrics_port: int = field(
+        default=9464, metadata=_about("Port of the metrics; 0: any free one.", least=0, most=65535)
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata=_about("Numbers to compute in.")
+    )
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=_about("Where to compute."))
+    adapter_root: tuple[Path, ...] = field(
+        default=(), metadata=_about("Folder from which clients may load adapters by path; repeatable.")
+    )
+    strict_base: bool = field(default=False, metadata=_about("Refuse adapters that do not state this base model."))
+    threads: int = field(default=0, metadata=_about("CPU threads for computing; 0: all cores.", least=0))
+    max_batch: int = field(default=64, metadata=_about("Requests in one step.", least=1))
+    max_step_tokens: int = field(default=512, metadata=_about("Prompt and decode tokens in one step.", least=1))
+    max_context_tokens: int = field(
+        default=0,
+        metadata=_about("Prompt and completion together; 0: what the model allows and the cache holds.", least=0),
+    )
+    kv_cache_mib: int = field(default=2048, metadata=_about("Memory for keys and values, in MiB.", least=1))
+    page_tokens: int = field(default=16, metadata=_about("Tokens in one page of the key-value cache.", least=1))
+    max_queue: int = field(default=256, metadata=_about("Requests that may wait; more are refused.", least=1))
+    default_max_new_tokens: int = field(
+        default=256, metadata=_about("Completion length where a request names none.", least=1)
+    )
+    adapter_memory_mib: int = field(default=1024, metadata=_about("Memory for resident adapters, in MiB.", least=1))
+    max_adapter_mib: int = field(default=64, metadata=_about("Largest adapter accepted, in MiB.", least=1))
+    drain_seconds: float = field(
+        default=30.0, metadata=_about("How long running requests may finish after SIGTERM.", least=0)
+    )
+    reflection: bool = field(default=True, metadata=_about("Answer gRPC reflection (grpcurl)."))
+    tls_cert: Path | None = field(
+        default=None, metadata=_about("PEM file of the server's certificate chain; needs tls_key.")
+    )
+    tls_key: Path | None = field(default=None, metadata=_about("PEM file of the server's private key; needs tls_cert."))
+    tls_client_ca: Path | None = field(
+        default=None, metadata=_about("PEM file of the authority whose client certificates are required.")
+    )
+    insecure_bind: bool = field(default=False, metadata=_about("Allow an address that others can reach without TLS."))
+    log_format: Literal["text", "json"] = field(default="text", metadata=_about("Form of the log lines."))
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata=_about("Least level that is logged.")
+    )
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for setting in fields(self):
+            _check_value(setting, hints[setting.name], getattr(self, setting.name))
+        self._check_limits()
+        self._check_folders()
+        self._check_network()
+
+    @property
+    def address(self) -> str:
+        """What gRPC binds, with brackets around an IPv6 host."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def tls(self) -> bool:
+        return self.tls_cert is not None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach `host`."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self.kv_cache_mib * MIB
+
+    @property
+    def adapter_memory_bytes(self) -> int:
+        return self.adapter_memory_mib * MIB
+
+    @property
+    def max_adapter_bytes(self) -> int:
+        return self.max_adapter_mib * MIB
+
+    def _check_limits(self) -> None:
+        if self.max_step_tokens < self.max_batch:
+            raise ConfigError(
+                f"max_step_tokens ({self.max_step_tokens}) must not be below max_batch ({self.max_batch}): every running "
+                "request decodes one token a step",
+                field="max_step_tokens",
+            )
+        if self.max_adapter_mib > self.adapter_memory_mib:
+            raise ConfigError(
+                f"max_adapter_mib ({self.max_adapter_mib}) must not exceed adapter_memory_mib "
+                f"({self.adapter_memory_mib}): such an adapter could never be resident",
+                field="max_adapter_mib",
+            )
+
+    def _check_folders(self) -> None:
+        if self.store.exists() and not self.store.is_dir():
+            raise ConfigError(f"store: {self.store} is not a folder", field="store")
+        for root in self.adapter_root:
+            if not root.is_dir():
+                raise ConfigError(f"adapter_root: {root} is not an existing folder", field="adapter_root")
+
+    def _check_network(self) -> None:
+        for name, other in (("tls_cert", self.tls_key), ("tls_key", self.tls_cert), ("tls_client_ca", self.tls_cert)):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ConfigError(f"{name}: {path} is not an existing file", field=name)
+            if path is not None and other is None:
+                raise ConfigError(f"{name} needs tls_cert and tls_key as well", field=name)
+        if not (self.loopback or self.tls or self.insecure_bind):
+            raise ConfigError(
+                f"host {self.host} can be reached from other machines: set tls_cert and tls_key, or insecure_bind if "
+                "something else protects it",
+                field="host",
+            )
+        same_host = self.metrics and self.metrics_host == self.host
+        if same_host and self.port and self.port == self.metrics_port:
+            raise ConfigError(f"metrics_port must differ from port ({self.port})", field="metrics_port")
+
+
+def _check_value(setting: Field[Any], hint: Any, value: Any) -> None:
+    """One field alone: among its choices, or inside its range, or not empty."""
+    name, least, most = setting.name, setting.metadata["least"], setting.metadata["most"]
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ConfigError(f"{name} must be one of {', '.join(get_args(hint))}, not {value!r}", field=name)
+    if hint is str and not value:
+        raise ConfigError(f"{name} must not be empty", field=name)
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, not {value}", field=name)
+    if least is not None and value < least:
+        raise ConfigError(f"{name} must be at least {least}, not {value}", field=name)
+    if most is not None and value > most:
+        raise ConfigError(f"{name} must be at most {most}, not {value}", field=name)

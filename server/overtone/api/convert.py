@@ -1,0 +1,156 @@
+"""Protobuf to the engine's vocabulary and back: the only validator of generation requests."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+
+from overtone.engine.types import Finish, FinishReason, SamplingParams, StoppingParams, TokenLogprob
+from overtone.errors import BadSamplingParameter, InvalidRequest
+from overtone.v1 import generation_pb2 as pb
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_TOP_N = 20
+MAX_REQUEST_ID_CHARS = 128
+_MAX_SEED = 2**63
+
+_REASONS = {
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.EOS: pb.FINISH_REASON_EOS,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A generation request that is sound in itself; its prompt is not tokenised and its adapter not resolved yet."""
+
+    request_id: str
+    prompt: str | tuple[int, ...] | list[dict[str, str]]
+    adapter: str
+    sampling: SamplingParams
+    stopping: StoppingParams
+    logprobs: bool
+    top_n: int
+    echo_prompt: bool
+
+
+def draft(request: pb.GenerateRequest, default_max_new_tokens: int) -> Draft:
+    """Checks everything that can be checked without the model. Raises `InvalidRequest` naming the field."""
+    request_id = request.request_id or secrets.token_hex(8)
+    if len(request_id) > MAX_REQUEST_ID_CHARS or not request_id.isprintable():
+        raise InvalidRequest("request_id must be at most 128 printable characters", field="request_id")
+    top_n = request.response.top_n
+    if top_n > MAX_TOP_N:
+        raise BadSamplingParameter(f"response.top_n must be at most {MAX_TOP_N}, not {top_n}", field="response.top_n")
+    return Draft(
+        request_id=request_id,
+        prompt=prompt(request),
+        adapter=request.adapter,
+        sampling=_sampling(request.sampling),
+        stopping=_stopping(request.stopping, default_max_new_tokens),
+        logprobs=request.response.logprobs or top_n > 0,
+        top_n=top_n,
+        echo_prompt=request.response.echo_prompt,
+    )
+
+
+def prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> str | tuple[int, ...] | list[dict[str, str]]:
+    """Text, token ids or messages, whichever is set."""
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        return request.text
+    if kind == "chat":
+        if not request.chat.messages:
+            raise InvalidRequest("chat.messages is empty", field="chat.messages")
+        for index, message in enumerate(request.chat.messages):
+            if not message.role:
+                raise InvalidRequest("a chat message needs a role", field=f"chat.messages[{index}].role")
+        return [{"role": m.role, "content": m.content} for m in request.chat.messages]
+    if kind == "token_ids" and isinstance(request, pb.GenerateRequest):
+        return tuple(request.token_ids.ids)
+    raise InvalidRequest("no prompt: set text, token_ids or chat", field="prompt")
+
+
+def _sampling(params: pb.SamplingParameters) -> SamplingParams:
+    def number(name: str, default: float, ok: Callable[[float], bool], rule: str) -> float:
+        value = getattr(params, name) if params.HasField(name) else default  # type: ignore[arg-type]
+        if not math.isfinite(value) or not ok(value):
+            raise BadSamplingParameter(f"sampling.{name} must be {rule}, not {value:g}", field=f"sampling.{name}")
+        return float(value)
+
+    temperature = number("temperature", 0.0, lambda v: v == 0 or 0.01 <= v <= 100, "0 (greedy) or from 0.01 to 100")
+    if params.HasField("seed") and params.seed >= _MAX_SEED:
+        raise BadSamplingParameter("sampling.seed must be below 2^63", field="sampling.seed")
+    seed = params.seed if params.HasField("seed") else secrets.randbelow(_MAX_SEED)
+    return SamplingParams(
+        temperature=temperature,
+        top_k=params.top_k,
+        top_p=number("top_p", 1.0, lambda v: 0 < v <= 1, "in (0, 1]"),
+        min_p=number("min_p", 0.0, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        repetition_penalty=number("repetition_penalty", 1.0, lambda v: 0 < v <= 10, "in (0, 10]"),
+        seed=0 if temperature == 0 else seed,
+    )
+
+
+def _stopping(criteria: pb.StoppingCriteria, default_max_new_tokens: int) -> StoppingParams:
+    if len(criteria.stop) > MAX_STOPS:
+        raise InvalidRequest(
+            f"stopping.stop has {len(criteria.stop)} strings, at most {MAX_STOPS}", field="stopping.stop"
+        )
+    for index, stop in enumerate(criteria.stop):
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise InvalidRequest(
+                f"a stop string must have 1 to {MAX_STOP_CHARS} characters, not {len(stop)}",
+                field=f"stopping.stop[{index}]",
+            )
+    return StoppingParams(
+        max_new_tokens=criteria.max_new_tokens or default_max_new_tokens,
+        stop=tuple(criteria.stop),
+        ignore_eos=criteria.ignore_eos,
+        include_stop=criteria.include_stop,
+    )
+
+
+def token_infos(
+    ids: Sequence[int], logprobs: Sequence[TokenLogprob], token_text: Callable[[int], str]
+) -> list[pb.TokenInfo]:
+    """One message per token; empty if no log-probabilities were asked for."""
+    return [
+        pb.TokenInfo(
+            id=token,
+            text=token_text(token),
+            logprob=info.logprob,
+            rank=info.rank,
+            top=[pb.TopToken(id=t.token_id, text=token_text(t.token_id), logprob=t.logprob) for t in info.top],
+        )
+        for token, info in zip(ids, logprobs, strict=False)
+    ]
+
+
+def outcome(finish: Finish, draft: Draft, prompt_tokens: int, adapter_id: str, digest: str) -> pb.Outcome:
+    return pb.Outcome(
+        finish_reason=_REASONS[finish.reason],
+        stop=finish.stop,
+        usage=pb.Usage(prompt_tokens=prompt_tokens, completion_tokens=finish.completion_tokens),
+        timings=pb.Timings(
+            queue=_duration(finish.queue_s),
+            first_token=_duration(finish.first_token_s),
+            total=_duration(finish.total_s),
+        ),
+        adapter=adapter_id,
+        adapter_digest=digest,
+        request_id=draft.request_id,
+        seed=draft.sampling.seed,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(max(0, int(seconds * 1e9)))
+    return duration

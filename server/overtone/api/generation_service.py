@@ -1,0 +1,129 @@
+"""GenerationService: a request becomes a session with the engine; its events become responses."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import uuid
+from collections.abc import AsyncIterator
+
+from overtone.api.config import ServerConfig
+
+from overtone.api import convert
+from overtone.api.access_log import AccessLog
+from overtone.api.backend import Backend, BackendSlot, Running
+from overtone.api.convert import Draft
+from overtone.api.status import Context
+from overtone.engine.types import Event
+from overtone.v1 import generation_pb2 as pb
+from overtone.v1 import generation_pb2_grpc as pb_grpc
+
+
+class GenerationService(pb_grpc.GenerationServiceServicer):
+    """The data plane. Errors leave as exceptions of `overtone.errors`; the interceptor makes them a status."""
+
+    def __init__(self, config: ServerConfig, backend: BackendSlot, log: AccessLog) -> None:
+        self._config = config
+        self._backend = backend
+        self._log = log
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        response = pb.GenerateResponse()
+        text: list[str] = []
+        async for part in self._stream(request, context, "Generate"):
+            text.append(part.text)
+            response.token_ids.extend(part.token_ids)
+            response.tokens.extend(part.tokens)
+            if part.HasField("prompt"):
+                response.prompt.CopyFrom(part.prompt)
+            if part.HasField("outcome"):
+                response.outcome.CopyFrom(part.outcome)
+        response.text = "".join(text)
+        return response
+
+    async def StreamGenerate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.StreamGenerateResponse]:
+        async for part in self._stream(request, context, "StreamGenerate"):
+            yield part
+
+    async def _stream(
+        self, request: pb.GenerateRequest, context: Context, method: str
+    ) -> AsyncIterator[pb.StreamGenerateResponse]:
+        backend = self._backend.get()
+        with self._log.request(method, request) as entry:
+            draft = convert.draft(request, self._config.default_max_new_tokens)
+            entry.request_id = draft.request_id
+            running = await backend.start(draft, uuid.uuid4().hex, context.time_remaining())
+            entry.started(running)
+            try:
+                first = self._prompt_echo(draft, running, backend)
+                done = False
+                while not done:
+                    events = await running.session.take()
+                    done = events[-1].last
+                    part = self._part(events, draft, running, backend)
+                    if first is not None:
+                        part.prompt.CopyFrom(first)
+                        first = None
+                    entry.events(events)
+                    yield part
+            finally:
+                # Harmless once it has ended; if the client went away it leaves the batch before the next step.
+                backend.engine.cancel(running.request.request_id)
+
+    @staticmethod
+    def _prompt_echo(draft: Draft, running: Running, backend: Backend) -> pb.Prompt | None:
+        if not draft.echo_prompt:
+            return None
+        ids = running.request.prompt_ids
+        text = (
+            draft.prompt if isinstance(draft.prompt, str) else backend.base.codec.decode(ids, skip_special_tokens=False)
+        )
+        return pb.Prompt(text=text, token_ids=ids)
+
+    @staticmethod
+    def _part(events: list[Event], draft: Draft, running: Running, backend: Backend) -> pb.StreamGenerateResponse:
+        """All events so far in one message."""
+        ids = [token for event in events for token in event.token_ids]
+        logprobs = [info for event in events for info in event.logprobs]
+        part = pb.StreamGenerateResponse(
+            text="".join(event.text for event in events),
+            token_ids=ids,
+            tokens=convert.token_infos(ids, logprobs, backend.base.codec.token_text),
+        )
+        finish = events[-1].finish
+        if finish is not None:
+            prompt_tokens = len(running.request.prompt_ids)
+            part.outcome.CopyFrom(
+                convert.outcome(finish, draft, prompt_tokens, running.adapter_id, running.adapter_digest)
+            )
+        return part
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        backend = self._backend.get()
+        ids = await backend.tokenize(convert.prompt(request))
+        return pb.TokenizeResponse(token_ids=ids, tokens=[backend.base.codec.token_text(token) for token in ids])
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:
+        backend = self._backend.get()
+        base = backend.base
+        return pb.Model(
+            name=base.name,
+            architecture=base.architecture,
+            fingerprint=base.fingerprint,
+            dtype=str(base.dtype).removeprefix("torch."),
+            device=str(base.device),
+            vocab_size=base.vocab_size,
+            max_context_tokens=backend.engine_config.max_context_tokens,
+            eos_token_ids=sorted(base.eos_token_ids),
+            has_chat_template=base.codec.has_chat_template,
+            modules=[pb.Module(name=name, out_features=p, in_features=q) for name, (p, q) in base.modules.items()],
+            server_version=server_version(),
+        )
+
+
+def server_version() -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("overtone")
+    return "unknown"

@@ -1,0 +1,87 @@
+"""Around every call of our services: errors become a Status, every call is counted by method and code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from overtone.api.metrics import Metrics
+from overtone.api.status import Context, abort
+from overtone.errors import EngineError, OvertoneError
+
+log = logging.getLogger(__name__)
+
+_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+"""(request streams, response streams) -> the handler's attribute, and how to make a handler of that kind."""
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps all four kinds of handlers. An exception that is none of ours is logged and sent as INTERNAL without details."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method: str = handler_call_details.method
+        if handler is None or not method.startswith("/overtone."):
+            return handler
+        name = method.rpartition("/")[2]
+        wrap = self._wrap_stream if handler.response_streaming else self._wrap_unary
+        attribute, make = _KINDS[handler.request_streaming, handler.response_streaming]
+        behaviour = wrap(name, getattr(handler, attribute))
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap_unary(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                response = await behaviour(request, context)
+            except BaseException as error:
+                await self._fail(name, context, error)
+            self._metrics.count_call(name, "OK")
+            return response
+
+        return call
+
+    def _wrap_stream(
+        self, name: str, behaviour: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            responses = behaviour(request, context)
+            try:
+                async for response in responses:
+                    yield response
+            except GeneratorExit:
+                await responses.aclose()  # type: ignore[attr-defined]
+                self._metrics.count_call(name, "CANCELLED")
+                raise
+            except BaseException as error:
+                await self._fail(name, context, error)
+            self._metrics.count_call(name, "OK")
+
+        return call
+
+    async def _fail(self, name: str, context: Context, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._metrics.count_call(name, "CANCELLED")
+            raise error
+        if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
+            raise error
+        if not isinstance(error, OvertoneError):
+            log.error("%s failed", name, exc_info=error)
+            error = EngineError("internal error; the server's log has the details")
+        self._metrics.count_call(name, error.grpc_code)
+        await abort(context, error)

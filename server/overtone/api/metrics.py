@@ -1,0 +1,114 @@
+"""Prometheus metrics. No label grows with the number of adapters: per-adapter questions are for the API and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from overtone.adapters.store import StoreStats
+from overtone.engine.types import StepStats
+
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.15,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
+_LOAD_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_BATCH = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own so that several servers fit into one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"overtone_{name}", text, buckets=buckets, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"overtone_{name}", text, registry=registry)
+
+        self._calls = Counter("overtone_calls", "RPCs ended", ["method", "code"], registry=registry)
+        self._requests = Counter(
+            "overtone_requests", "Generations ended, by outcome and by whether an adapter served", ["outcome", "adapted"],
+            registry=registry,
+        )  # fmt: skip
+        self._prompt_tokens = Counter("overtone_prompt_tokens", "Prompt tokens accepted", registry=registry)
+        self._generated_tokens = Counter("overtone_generated_tokens", "Tokens generated", registry=registry)
+        self._preemptions = Counter("overtone_preemptions", "Requests that gave up their pages", registry=registry)
+        self._ttft = histogram("time_to_first_token_seconds", "Arrival to first token")
+        self._inter_token = histogram("inter_token_seconds", "Between two tokens of a request")
+        self._queue = histogram("queue_seconds", "Arrival to the first step that worked on the request")
+        self._total = histogram("request_seconds", "Arrival to last token")
+        self._step = histogram("step_seconds", "One forward pass with scheduling and sampling")
+        self._distinct = histogram("batch_distinct_adapters", "Distinct adapters in one step", _BATCH)
+        self._batch = histogram("batch_requests", "Requests in one step", _BATCH)
+        self._load = histogram("adapter_load_seconds", "Making an adapter resident from disk", _LOAD_SECONDS)
+        self._running = gauge("requests_running", "Requests in the batch")
+        self._waiting = gauge("requests_waiting", "Requests in the queue")
+        self._kv_used = gauge("kv_cache_usage_ratio", "Pages of the KV cache in use, 0 to 1")
+        self._resident = gauge("adapters_resident", "Adapters in memory")
+        self._resident_bytes = gauge("adapters_resident_bytes", "Memory of resident adapters")
+        self._registered = gauge("adapters_registered", "Adapters in the catalogue")
+
+    def count_call(self, method: str, code: str) -> None:
+        self._calls.labels(method, code).inc()
+
+    def count_prompt(self, tokens: int) -> None:
+        self._prompt_tokens.inc(tokens)
+
+    def count_tokens(self, tokens: int) -> None:
+        self._generated_tokens.inc(tokens)
+
+    def observe_first_token(self, seconds: float) -> None:
+        self._ttft.observe(seconds)
+
+    def observe_inter_token(self, seconds: float) -> None:
+        self._inter_token.observe(seconds)
+
+    def observe_finish(self, queue_s: float, total_s: float) -> None:
+        self._queue.observe(queue_s)
+        self._total.observe(total_s)
+
+    def count_request(self, outcome: str, *, adapted: bool) -> None:
+        self._requests.labels(outcome, str(adapted).lower()).inc()
+
+    def observe_load(self, seconds: float) -> None:
+        self._load.observe(seconds)
+
+    def watch_store(self, stats: Callable[[], StoreStats]) -> None:
+        """The store's gauges are read when somebody scrapes, in the scraper's thread: never on a request's way."""
+        self._registered.set_function(lambda: stats().registered_count)
+        self._resident.set_function(lambda: stats().resident_count)
+        self._resident_bytes.set_function(lambda: stats().resident_bytes)
+
+    def observe_step(self, stats: StepStats) -> None:
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        self._kv_used.set(stats.pages_used / max(1, stats.pages_total))
+        self._preemptions.inc(stats.preemptions)
+        if stats.prefill_tokens or stats.decode_tokens:
+            self._step.observe(stats.duration_s)
+            self._distinct.observe(stats.distinct_adapters)
+            self._batch.observe(stats.chunks)

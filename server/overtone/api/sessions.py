@@ -1,0 +1,120 @@
+"""The asyncio side of the engine: one `Session` per running generation, fed by one cross-thread call per step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from overtone.adapters.store import Lease
+
+from overtone.api.metrics import Metrics
+from overtone.engine.engine import Engine
+from overtone.engine.types import Event, Request, StepReport
+
+
+class Session:
+    """The events of one generation. A slow reader finds several at once: nothing piles up as messages."""
+
+    def __init__(self, lease: Lease | None) -> None:
+        self.lease = lease
+        self.last_token_time: float | None = None
+        self._events: list[Event] = []
+        self._ready = asyncio.Event()
+
+    def push(self, event: Event) -> None:
+        self._events.append(event)
+        self._ready.set()
+
+    async def take(self) -> list[Event]:
+        """All events since the last call; waits for the first. Raises the generation's error once the rest is taken."""
+        if not self._events:
+            self._ready.clear()
+            await self._ready.wait()
+        if self._events[0].error is not None:
+            raise self._events[0].error
+        failed = next((i for i, event in enumerate(self._events) if event.error is not None), len(self._events))
+        events, self._events = self._events[:failed], self._events[failed:]
+        return events
+
+
+class SessionTable:
+    """Routes step reports, which come from the engine's thread, to the sessions on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, metrics: Metrics, executor: Executor) -> None:
+        self._loop = loop
+        self._metrics = metrics
+        self._executor = executor
+        self._sessions: dict[str, Session] = {}
+        self._arrivals: dict[str, float] = {}
+
+    def report(self, report: StepReport) -> None:
+        """For the engine's thread."""
+        self._loop.call_soon_threadsafe(self._deliver, report)
+
+    def submit(self, engine: Engine, request: Request, lease: Lease | None) -> Session:
+        """Queues a request. The session keeps the adapter pinned until its last event, whoever reads it."""
+        session = Session(lease)
+        self._sessions[request.request_id] = session
+        self._arrivals[request.request_id] = request.arrival_time
+        try:
+            engine.submit(request)
+        except BaseException:
+            self._close(request.request_id)
+            raise
+        self._metrics.count_prompt(len(request.prompt_ids))
+        return session
+
+    def _deliver(self, report: StepReport) -> None:
+        self._metrics.observe_step(report.stats)
+        now = time.monotonic()
+        for event in report.events:
+            session = self._sessions.get(event.request_id)
+            if session is None:
+                continue
+            self._measure(event, session, now)
+            session.push(event)
+            if event.last:
+                self._close(event.request_id)
+
+    def _measure(self, event: Event, session: Session, now: float) -> None:
+        if event.token_ids:
+            if session.last_token_time is None:
+                self._metrics.observe_first_token(now - self._arrivals[event.request_id])
+            else:
+                self._metrics.observe_inter_token(now - session.last_token_time)
+            session.last_token_time = now
+            self._metrics.count_tokens(len(event.token_ids))
+        if event.finish:
+            self._metrics.observe_finish(event.finish.queue_s, event.finish.total_s)
+        if event.last:
+            outcome = event.finish.reason.value if event.finish else event.error.reason.lower() if event.error else ""
+            self._metrics.count_request(outcome, adapted=session.lease is not None)
+
+    def _close(self, request_id: str) -> None:
+        session = self._sessions.pop(request_id)
+        self._arrivals.pop(request_id)
+        if session.lease is not None:
+            # May delete a file: not on the event loop.
+            self._executor.submit(session.lease.release)
+
+
+T = TypeVar("T")
+
+
+async def run_abandonable(executor: Executor, work: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """Runs `work` in a thread. If the caller is cancelled meanwhile, `undo` gets the result that nobody waits for."""
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(executor, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+
+        def discard(done: asyncio.Future[T]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                loop.run_in_executor(executor, undo, done.result())
+
+        future.add_done_callback(discard)
+        raise
