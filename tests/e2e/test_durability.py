@@ -1,0 +1,53 @@
+"""kill -9: what was acknowledged is there after a restart, exact; what was not is not half there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support.demo import demo_cache
+
+from overtone.api.cli.process import ServerProcess
+from overtone.client import Client
+from support.traffic import make_adapters
+
+
+def start(store: Path) -> ServerProcess:
+    server = ServerProcess(["--model", "demo", "--store", str(store), "--dtype", "float32", "--kv-cache-mib", "256"])
+    server.wait_serving()
+    return server
+
+
+@pytest.mark.timeout(900)
+def test_acknowledged_adapters_survive_kill_nine(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    # The converted model is shared between tests; the adapters are not.
+    (store / "models").parent.mkdir(parents=True)
+    shutil.copytree(demo_cache(), store / "models", copy_function=_link)
+    server = start(store)
+    try:
+        with Client(server.address) as client:
+            info = client.model()
+            modules = {
+                m.name: (m.out_features, m.in_features) for m in info.modules if m.name.endswith(("q_proj", "v_proj"))
+            }
+            made = make_adapters(tmp_path / "made", modules, 3)
+            acknowledged = {name: client.adapters.load(folder, id=name) for name, folder in made.items()}
+            before = {n: client.generate("The sea", adapter=n, max_new_tokens=8, ignore_eos=True) for n in made}
+        server.kill()
+        server = start(store)
+        with Client(server.address) as client:
+            assert {a.id: a.digest for a in client.adapters.list()} == {n: a.digest for n, a in acknowledged.items()}
+            for name, answer in before.items():
+                again = client.generate("The sea", adapter=name, max_new_tokens=8, ignore_eos=True)
+                assert again.token_ids == answer.token_ids
+                assert again.adapter_digest == answer.adapter_digest
+        assert server.stop() == 0
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)
