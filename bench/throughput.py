@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from overtone.api.cli.process import ServerProcess, store_arguments
+from overtone.api.cli.process import ServerProcess, side_store_arguments
 from overtone.api.cli.samples import FAMILIES, write_sample_adapter
 from overtone.client import AsyncClient, Client
 
@@ -62,7 +62,7 @@ PEERS = [Cell("transformers padded generate", 0, concurrency) for concurrency in
 def main(rounds: int, tokens: int, coefficients: int, model: str, dtype: str, store: Path, out: Path) -> None:
     """Measures, prints a table, writes OUT.jsonl and OUT.png."""
     samples: dict[Cell, list[float]] = {cell: [] for cell in (*CELLS, *PEERS)}
-    arguments = [*store_arguments(store / "bench", model), "--dtype", dtype, "--max-batch", "64"]
+    arguments = [*side_store_arguments(store, "bench", model), "--dtype", dtype, "--max-batch", "64"]
     with ServerProcess(arguments) as server, server.client() as client:
         ids = _load_adapters(client, coefficients)
         _run(server.address, Cell("overtone", 64, 64), ids, 8)  # warm-up: every adapter resident, every path taken
@@ -140,7 +140,7 @@ print(requests * tokens / (time.perf_counter() - started))
 
 
 def _peer(model: str, dtype: str, store: Path, cell: Cell, tokens: int) -> float:
-    cache = str(store / "bench" / "models")
+    cache = str(store / "models")
     settings = [model, dtype, cache, PROMPT, cell.concurrency, tokens, REQUESTS]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _PEER_PROGRAM, json.dumps(settings)],

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
-from support.demo import demo_cache
 
 from overtone.api.cli.process import ServerProcess
 from overtone.client import Client
+from support.demo import demo_cache
 from support.traffic import make_adapters
 
 
 def start(store: Path) -> ServerProcess:
-    server = ServerProcess(["--model", "demo", "--store", str(store), "--dtype", "float32", "--kv-cache-mib", "256"])
+    # The converted model is shared between tests; the adapters are not.
+    arguments = ["--model", "demo", "--store", str(store), "--model-cache", str(demo_cache()), "--dtype", "float32"]
+    server = ServerProcess([*arguments, "--kv-cache-mib", "256"])
     server.wait_serving()
     return server
 
@@ -22,9 +23,6 @@ def start(store: Path) -> ServerProcess:
 @pytest.mark.timeout(900)
 def test_acknowledged_adapters_survive_kill_nine(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    # The converted model is shared between tests; the adapters are not.
-    (store / "models").parent.mkdir(parents=True)
-    shutil.copytree(demo_cache(), store / "models", copy_function=_link)
     server = start(store)
     try:
         with Client(server.address) as client:
@@ -47,7 +45,3 @@ def test_acknowledged_adapters_survive_kill_nine(tmp_path: Path) -> None:
     finally:
         if server.process.poll() is None:
             server.kill()
-
-
-def _link(source: str, target: str) -> None:
-    Path(target).hardlink_to(source)

@@ -25,6 +25,9 @@ class ServerConfig:
         default="demo", metadata=_about("Base model: 'demo' (the built-in one), a hub id, a folder or a GGUF file.")
     )
     store: Path = field(default=Path(".overtone"), metadata=_about("Folder that keeps the adapters."))
+    model_cache: Path | None = field(
+        default=None, metadata=_about("Folder that keeps converted GGUF models; unset: 'models' in the store.")
+    )
     host: str = field(default="127.0.0.1", metadata=_about("Address to listen on."))
     port: int = field(default=50051, metadata=_about("gRPC port; 0: any free one.", least=0, most=65535))
     metrics: bool = field(default=True, metadata=_about("Serve Prometheus metrics over HTTP."))
@@ -96,6 +99,11 @@ class ServerConfig:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def model_folder(self) -> Path:
+        """Where converted GGUF models are."""
+        return self.model_cache or self.store / "models"
 
     @property
     def kv_cache_bytes(self) -> int:

@@ -79,7 +79,7 @@ class Server:
         config = self.config
         if base is None:
             load = partial(load_base_model, config.model, dtype=config.dtype, device=config.device)
-            base = await asyncio.to_thread(load, cache=config.store / "models")
+            base = await asyncio.to_thread(load, cache=config.model_folder)
         loop = asyncio.get_running_loop()
         backend = await asyncio.to_thread(Backend, config, base, self.metrics, loop)
         try:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from overtone.errors import ConfigError, UnsupportedModel
-from overtone.models import attention, gguf
+from overtone.models import attention, gguf, probe
 from overtone.models.adapted import FrameBank, StepSlot, adaptable_modules, wrap_linears
 from overtone.models.support import check_supported
 from overtone.models.tokenizer import TextCodec
@@ -96,19 +96,24 @@ def _load_config(source: str, name: str) -> Any:
 
 
 def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
-    """Puts paged attention and adapted linears into a transformers model."""
+    """Puts paged attention and adapted linears into a transformers model.
+
+    Raises `UnsupportedModel` if it then answers differently than before.
+    """
     config: Any = model.config
     check_supported(config)
     text = config.get_text_config()
+    model.eval().requires_grad_(False)
     modules = adaptable_modules(model)
     fingerprint = fingerprint_of(model)
+    expected = probe.own_logits(model, text.vocab_size)
     slot = StepSlot()
     attention.install(model)
     wrap_linears(model, list(modules), slot)
-    model.eval().requires_grad_(False)
+    layers, kv_heads, head_dim = cache_shape = _cache_shape(text)
+    probe.check_paged(model, expected, text.vocab_size, cache_shape)
     codec = TextCodec(tokenizer)
     parameter = next(model.parameters())
-    heads = text.num_attention_heads
     return BaseModel(
         name=name,
         model=model,
@@ -122,10 +127,17 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
         eos_token_ids=_eos_ids(model, codec),
         vocab_size=text.vocab_size,
         max_context_tokens=_context_tokens(text),
-        num_layers=text.num_hidden_layers,
-        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        num_layers=layers,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
     )
+
+
+def _cache_shape(text: Any) -> tuple[int, int, int]:
+    """Layers, key-value heads, head dimension."""
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return text.num_hidden_layers, kv_heads, getattr(text, "head_dim", None) or text.hidden_size // heads
 
 
 def _context_tokens(text: Any) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from overtone.api.cli.process import ServerProcess, store_arguments
+from overtone.api.cli.process import ServerProcess, side_store_arguments
 from overtone.api.cli.samples import FAMILIES, write_sample_adapter
 from overtone.client import AsyncClient
 
@@ -41,10 +41,8 @@ def demo(model: str, store: Path, adapters: int) -> None:
     """Start a server, hot-load adapters while it streams, and ask one question of all of them in one batch."""
     console = Console()
     console.rule("[bold]Overtone demo")
-    # A store of its own beside the user's: samples never mix with real adapters, and the converted model is kept.
-    arguments = store_arguments(store / "demo", model)
     with console.status("starting the server (the first time converts the default model: half a minute)"):
-        server = ServerProcess(arguments)
+        server = ServerProcess(side_store_arguments(store, "demo", model))
         server.wait_serving()
     with server:
         console.print(f"1. server on {server.address}: {server.fields['architecture']}, {server.fields['dtype']}")

@@ -104,5 +104,6 @@ class ServerProcess:
             self.stop()
 
 
-def store_arguments(store: Path, model: str) -> list[str]:
-    return ["--model", model, "--store", str(store)]
+def side_store_arguments(store: Path, name: str, model: str) -> list[str]:
+    """A store of its own within the user's: its adapters do not mix with real ones, the converted model is shared."""
+    return ["--model", model, "--store", str(store / name), "--model-cache", str(store / "models")]

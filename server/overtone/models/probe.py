@@ -1,0 +1,85 @@
+"""A look before serving: does this model give the same logits in a packed, paged batch as it does by itself?
+
+A model that ignores our attention, drops our keyword or keeps a state of its own would answer, but wrongly. Two short
+sequences, in chunks and side by side, find that out at load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from overtone.errors import UnsupportedModel
+from overtone.models.attention import PagedBatch, PromptChunk
+
+_LENGTHS = (11, 7)
+_FIRST_SLOTS = (16, 32)  # slots 0 to 15 stay zero
+_SLOTS = 48
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+"""Largest difference, relative to the largest logit: sums in another order, nothing more."""
+
+
+def _sequences(vocab_size: int, device: torch.device) -> list[torch.Tensor]:
+    return [(torch.arange(n, device=device) * 37 + 11 * n) % vocab_size for n in _LENGTHS]
+
+
+@torch.inference_mode()
+def own_logits(model: Any, vocab_size: int) -> list[torch.Tensor]:
+    """Logits (n, vocabulary) of each probe sequence alone, by the model as transformers made it."""
+    device = next(model.parameters()).device
+    return [model(input_ids=ids[None], use_cache=False).logits[0] for ids in _sequences(vocab_size, device)]
+
+
+@torch.inference_mode()
+def check_paged(model: Any, expected: list[torch.Tensor], vocab_size: int, cache_shape: tuple[int, int, int]) -> None:
+    """Raises `UnsupportedModel` unless packed steps give `expected`. cache_shape: (layers, kv_heads, head_dim)."""
+    parameter = next(model.parameters())
+    layers, heads, dim = cache_shape
+    cache = torch.zeros(layers, 2, _SLOTS, heads, dim, dtype=parameter.dtype, device=parameter.device)
+    # Each step: (sequence, first token, end); a step's decode comes first.
+    steps = [[(0, 0, 6), (1, 0, 6)], [(1, 6, 7), (0, 6, 10)], [(0, 10, 11)]]
+    for step in steps:
+        try:
+            logits = _run(model, _sequences(vocab_size, parameter.device), step, cache)
+        except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise UnsupportedModel(
+                f"{type(model).__name__} cannot run on a paged cache: {error}", field="architectures"
+            ) from error
+        wanted = torch.stack([expected[sequence][end - 1] for sequence, _, end in step])
+        limit = _TOLERANCE[parameter.dtype] * max(1.0, float(wanted.abs().max()))
+        if not float((logits - wanted).abs().max()) <= limit:
+            raise UnsupportedModel(
+                f"{type(model).__name__} answers differently in a packed batch than alone", field="architectures"
+            )
+
+
+def _run(
+    model: nn.Module, ids: list[torch.Tensor], step: list[tuple[int, int, int]], cache: torch.Tensor
+) -> torch.Tensor:
+    """Logits (len(step), vocabulary) at the end of each part."""
+    device = cache.device
+    slots = [torch.arange(start, start + n, device=device) for start, n in zip(_FIRST_SLOTS, _LENGTHS, strict=True)]
+    decodes = [part for part in step if part[1] and part[2] - part[1] == 1]
+    table = torch.stack([slots[s][:end] for s, _, end in decodes]) if decodes else slots[0].new_zeros(0, 0)
+    chunks, start = [], len(decodes)
+    for sequence, first, end in step[len(decodes) :]:
+        chunks.append(PromptChunk(start, start + end - first, first, slots[sequence][:end]))
+        start += end - first
+    lengths = torch.tensor([end - first for _, first, end in step], device=device)
+    output = model(
+        input_ids=torch.cat([ids[s][first:end] for s, first, end in step])[None],
+        position_ids=torch.cat([torch.arange(first, end, device=device) for _, first, end in step])[None],
+        use_cache=False,
+        logits_to_keep=lengths.cumsum(0) - 1,
+        paged=PagedBatch(
+            cache=cache,
+            write_slots=torch.cat([slots[s][first:end] for s, first, end in step]),
+            decode_slots=table,
+            decode_mask=torch.ones(table.shape, dtype=torch.bool, device=device)[:, None, None],
+            chunks=tuple(chunks),
+        ),
+    )
+    logits: torch.Tensor = output.logits[0]
+    return logits
