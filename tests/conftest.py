@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.demo import demo_cache
-from support.tiny import tiny_base, tiny_model
 
 from overtone.models.base import load_base_model, model_source
+from support.demo import demo_cache
 from support.reference import MergedReference
 from support.server import ThreadServer
+from support.tiny import tiny_base, tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,9 @@ from typing import Any, Self
 import grpc
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health, health_pb2_grpc
+from grpc_status import rpc_status
 
-from overtone.api.status import DETAILS_KEY, to_status
+from overtone.api.status import to_status
 from overtone.errors import OvertoneError
 from overtone.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 
@@ -128,9 +129,9 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer, adapters_pb2_grp
         failure = self.fail.pop(0) if self.fail else None
         trailing = () if self.retryable else (NO_RETRY,)
         if isinstance(failure, OvertoneError):
-            status = to_status(failure)
-            context.set_trailing_metadata((*trailing, (DETAILS_KEY, status.SerializeToString())))
-            context.abort(grpc.StatusCode[failure.grpc_code], status.message)
+            status = rpc_status.to_status(to_status(failure))
+            context.set_trailing_metadata((*trailing, *status.trailing_metadata))
+            context.abort(status.code, status.details)
         if isinstance(failure, grpc.StatusCode):
             context.set_trailing_metadata(trailing)
             context.abort(failure, "bare")
@@ -138,8 +139,9 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer, adapters_pb2_grp
     def _wait(self, context: Any) -> None:
         """Until this call has ended, which `ended` then tells."""
         mine = threading.Event()
-        context.add_callback(mine.set)
-        mine.wait(30)
+        if not context.add_callback(mine.set):  # it has ended already
+            mine.set()
+        mine.wait(300)
         self.ended.set()
 
     @staticmethod

@@ -7,11 +7,10 @@ import importlib.metadata
 import uuid
 from collections.abc import AsyncIterator
 
-from overtone.api.config import ServerConfig
-
 from overtone.api import convert
 from overtone.api.access_log import AccessLog
 from overtone.api.backend import Backend, BackendSlot, Running
+from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft
 from overtone.api.status import Context
 from overtone.engine.types import Event

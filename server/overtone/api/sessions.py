@@ -9,7 +9,6 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from overtone.adapters.store import Lease
-
 from overtone.api.metrics import Metrics
 from overtone.engine.engine import Engine
 from overtone.engine.types import Event, Request, StepReport

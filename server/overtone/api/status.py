@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from overtone.errors import DOMAIN, InvalidRequest, OvertoneError
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-DETAILS_KEY = "grpc-status-details-bin"
 _MAX_MESSAGE = 2048
 """Longer texts overflow the client's metadata limit and then arrive as a different error."""
 
@@ -44,6 +44,5 @@ def _pack(
 
 async def abort(context: Context, error: OvertoneError) -> None:
     """Ends the call with the error's status. Raises, as grpc's own abort does."""
-    status = to_status(error)
-    code = grpc.StatusCode[error.grpc_code]
-    await context.abort(code, status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
