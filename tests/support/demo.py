@@ -15,7 +15,7 @@ needs_demo = pytest.mark.skipif(
 
 
 def demo_cache() -> Path:
-    """A folder of this checkout that outlives the test run: the conversion takes long and never changes."""
-    cache = Path(__file__).parents[2] / ".overtone" / "test-cache"
+    """Where `make demo` and `make serve` keep it too: the conversion takes long and never changes."""
+    cache = Path(__file__).parents[2] / ".overtone" / "models"
     cache.mkdir(parents=True, exist_ok=True)
     return cache
