@@ -61,9 +61,13 @@ class Backend:
         """Runs a call of the store in a thread, to its end even if the caller goes away."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._store_threads, work))
 
+    async def in_tokenizer(self, work: Callable[[], T]) -> T:
+        """Runs work on many tokens in the tokenizer's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizer_thread, work)
+
     async def tokenize(self, prompt: str | tuple[int, ...] | list[dict[str, str]]) -> tuple[int, ...]:
         """Token ids of any kind of prompt. Raises `PromptTooLong` before tokenising what cannot fit."""
-        codec, executor = self.base.codec, self._tokenizer_thread
+        codec = self.base.codec
         if isinstance(prompt, tuple):
             return prompt
         characters = len(prompt) if isinstance(prompt, str) else sum(len(m["content"]) for m in prompt)
@@ -72,10 +76,9 @@ class Backend:
                 f"the prompt has {characters} characters, more than {self.engine_config.max_context_tokens} tokens can hold",
                 field="prompt",
             )
-        loop = asyncio.get_running_loop()
         if isinstance(prompt, str):
-            return tuple(await loop.run_in_executor(executor, codec.encode, prompt))
-        return tuple(await loop.run_in_executor(executor, codec.encode_chat, prompt))
+            return tuple(await self.in_tokenizer(lambda: codec.encode(prompt)))
+        return tuple(await self.in_tokenizer(lambda: codec.encode_chat(prompt)))
 
     async def start(self, draft: Draft, engine_id: str, time_remaining: float | None) -> Running:
         """Tokenises, pins the adapter and queues the request."""

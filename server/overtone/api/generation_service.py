@@ -56,7 +56,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             running = await backend.start(draft, uuid.uuid4().hex, context.time_remaining())
             entry.started(running)
             try:
-                first = self._prompt_echo(draft, running, backend)
+                first = await self._prompt_echo(draft, running, backend)
                 done = False
                 while not done:
                     events = await running.session.take()
@@ -72,13 +72,14 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                 backend.engine.cancel(running.request.request_id)
 
     @staticmethod
-    def _prompt_echo(draft: Draft, running: Running, backend: Backend) -> pb.Prompt | None:
+    async def _prompt_echo(draft: Draft, running: Running, backend: Backend) -> pb.Prompt | None:
         if not draft.echo_prompt:
             return None
         ids = running.request.prompt_ids
-        text = (
-            draft.prompt if isinstance(draft.prompt, str) else backend.base.codec.decode(ids, skip_special_tokens=False)
-        )
+        if isinstance(draft.prompt, str):
+            text = draft.prompt
+        else:
+            text = await backend.in_tokenizer(lambda: backend.base.codec.decode(ids, skip_special_tokens=False))
         return pb.Prompt(text=text, token_ids=ids)
 
     @staticmethod
@@ -102,7 +103,8 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         backend = self._backend.get()
         ids = await backend.tokenize(convert.prompt(request))
-        return pb.TokenizeResponse(token_ids=ids, tokens=[backend.base.codec.token_text(token) for token in ids])
+        texts = await backend.in_tokenizer(lambda: [backend.base.codec.token_text(token) for token in ids])
+        return pb.TokenizeResponse(token_ids=ids, tokens=texts)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:
         backend = self._backend.get()
