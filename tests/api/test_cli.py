@@ -33,9 +33,9 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     """The configurations that `serve` would have run."""
     configs: list[ServerConfig] = []
-    module: Any = types.ModuleType("overtone.api.server")
+    module: Any = types.ModuleType("overtone.api.serve")
     module.run = configs.append
-    monkeypatch.setitem(sys.modules, "overtone.api.server", module)
+    monkeypatch.setitem(sys.modules, "overtone.api.serve", module)
     return configs
 
 
@@ -145,7 +145,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, started: li
     def interrupt(config: ServerConfig) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["overtone.api.server"], "run", interrupt)
+    monkeypatch.setattr(sys.modules["overtone.api.serve"], "run", interrupt)
     assert run("serve").exit_code == 130
     assert run("serve", "--no-such-flag").exit_code == 2
 

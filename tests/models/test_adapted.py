@@ -13,7 +13,8 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.engine.scheduler import StepPlan
-from overtone.models.adapted import AdaptedLinear, AdapterStep, BagCache, FrameBank, Segment, StepSlot, wrap_linears
+from overtone.models.adapted import AdaptedLinear, StepSlot, wrap_linears
+from overtone.models.adapter_step import AdapterStep, BagCache, FrameBank, Segment
 from support.deltas import RandomAdapter, merge, random_adapter
 from support.recorder import Recorder, drip
 from support.requests import make_request
@@ -151,11 +152,11 @@ def test_plans_follow_the_batch() -> None:
 def test_plans_are_kept_only_for_the_same_adapters() -> None:
     cache = BagCache()
     first, second = random_adapter(SHAPES, ALL, seed=1).deltas, random_adapter(SHAPES, ALL, seed=1).deltas
-    plans = cache.plans_for([first, second])
-    assert cache.plans_for([first, second]) is plans
+    batch = cache.batch([first, second])
+    assert cache.batch([first, second]) is batch
     # Another adapter is another adapter, even one that compares equal.
-    assert cache.plans_for([first, dict(second)]) is not plans
-    assert cache.plans_for([first]) == {}
+    assert cache.batch([first, dict(second)]) is not batch
+    assert cache.batch([first]).plans == {}
 
 
 def test_recycled_memory_brings_back_no_plans() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import threading
 from functools import partial
 from wsgiref.simple_server import WSGIServer
@@ -169,39 +168,3 @@ def _describe(backend: Backend, port: int, metrics_port: int) -> dict[str, objec
         "max_context_tokens": backend.engine_config.max_context_tokens,
         "adapters": backend.store.stats().registered_count,
     }
-
-
-def run(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT; drains then. A second signal ends at once."""
-    import torch
-
-    access_log.configure(config.log_format, config.log_level)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    asyncio.run(_serve(config))
-
-
-async def _serve(config: ServerConfig) -> None:
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
-    server = Server(config)
-    await server.start()
-    loading = asyncio.create_task(server.load())
-    first = asyncio.create_task(signals.get())
-    try:
-        await asyncio.wait({loading, first}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            loading.result()
-            await first
-        log.info("draining", extra={"fields": {"seconds": config.drain_seconds}})
-    finally:
-        loading.cancel()
-        second = asyncio.create_task(signals.get())
-        stopping = asyncio.create_task(server.stop())
-        await asyncio.wait({stopping, second}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            await server.stop(0)
-        await stopping
-    log.info("stopped")

@@ -7,7 +7,7 @@ import torch
 from overtone.engine.batch import pack_tokens, place_tokens
 from overtone.engine.config import EngineConfig
 from overtone.engine.scheduler import StepPlan
-from overtone.models.adapted import AdapterStep, BagCache, Segment
+from overtone.models.adapter_step import AdapterStep, BagCache, Segment
 from overtone.models.base import BaseModel
 
 

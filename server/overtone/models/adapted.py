@@ -1,161 +1,16 @@
 """The adapted linear: the one place where adapters meet the model.
 
-    y = W x + sum over frames of S^T (K_a (A x))        a: the adapter of the token's request
-
-`AdaptedLinear` wraps a linear layer once at load. During a forward pass it reads the pass's `AdapterStep`: which packed
-tokens belong to which adapter. The analysis A x is computed once per distinct input (q, k and v share it, gate and up too),
-only for tokens that have an adapter, for all adapters together.
+`AdaptedLinear` wraps a linear layer once at load. During a forward pass it adds what the pass's `AdapterStep` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from overtone.kernels import BagPlan, CsrCore, DctFrame, FrameKind, SparseStep, plan_bags
-
-
-class PreparedDelta(Protocol):
-    """One adapter's change of one linear layer, ready to be applied (see `overtone.kernels.Delta`)."""
-
-    @property
-    def analysis(self) -> FrameKind: ...
-    @property
-    def core(self) -> CsrCore: ...
-    @property
-    def synthesis(self) -> FrameKind: ...
-
-
-AdapterDeltas = Mapping[str, PreparedDelta]
-"""Module name -> delta: what an adapter is to a model."""
-
-Channel = tuple[FrameKind, FrameKind]
-"""Analysis and synthesis frame: deltas of one channel share their transforms."""
-
-
-class FrameBank:
-    """The frames of one device, by kind and size, built on first use and shared by all layers and adapters."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._frames: dict[tuple[FrameKind, int], DctFrame] = {}
-
-    def get(self, kind: FrameKind, size: int) -> DctFrame:
-        frame = self._frames.get((kind, size))
-        if frame is None:
-            frame = self._frames[kind, size] = {FrameKind.DCT: DctFrame}[kind](size, self._device)
-        return frame
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive packed tokens of one request: its decoded token or a chunk of its prompt. None: the base model."""
-
-    tokens: int
-    deltas: AdapterDeltas | None
-
-
-class BagCache:
-    """The bag plans of the batch that decodes now. They stay valid from step to step until the batch changes."""
-
-    def __init__(self) -> None:
-        self._batch: list[AdapterDeltas] = []
-        self._plans: dict[tuple[str, Channel], BagPlan | None] = {}
-
-    def plans_for(self, batch: Sequence[AdapterDeltas]) -> dict[tuple[str, Channel], BagPlan | None]:
-        # Compared by identity, the references held: a recycled id() cannot bring back the plans of another adapter.
-        if len(batch) != len(self._batch) or any(a is not b for a, b in zip(batch, self._batch, strict=True)):
-            self._batch = list(batch)
-            self._plans = {}
-        return self._plans
-
-
-class AdapterStep:
-    """What one forward pass knows of adapters. `decodes` come first in the packed tokens, then `prefills`."""
-
-    def __init__(
-        self, decodes: Sequence[Segment], prefills: Sequence[Segment], frames: FrameBank, bag_cache: BagCache
-    ) -> None:
-        assert all(segment.tokens == 1 for segment in decodes)
-        self._frames = frames
-        self._decodes = [s.deltas for s in decodes if s.deltas is not None]
-        self._prefills = [(s.tokens, s.deltas) for s in prefills if s.deltas is not None]
-        self._plans = bag_cache.plans_for(self._decodes)
-        self._rows = self._adapted_rows([*decodes, *prefills])
-        self._modules = self._channels()
-        self._input: torch.Tensor | None = None
-        self._analysed: dict[FrameKind, torch.Tensor] = {}
-
-    @property
-    def empty(self) -> bool:
-        return not self._modules
-
-    def _adapted_rows(self, segments: Sequence[Segment]) -> torch.Tensor | None:
-        """Packed tokens that have an adapter; None if all have."""
-        if all(s.deltas is not None for s in segments):
-            return None
-        rows: list[int] = []
-        start = 0
-        for segment in segments:
-            if segment.deltas is not None:
-                rows += range(start, start + segment.tokens)
-            start += segment.tokens
-        return torch.tensor(rows, dtype=torch.int64)
-
-    def _channels(self) -> dict[str, list[Channel]]:
-        """Which channels each module needs for this batch."""
-        modules: dict[str, dict[Channel, None]] = {}
-        distinct = {id(deltas): deltas for deltas in (*self._decodes, *(d for _, d in self._prefills))}
-        for deltas in distinct.values():
-            for name, delta in deltas.items():
-                modules.setdefault(name, {})[delta.analysis, delta.synthesis] = None
-        return {name: list(channels) for name, channels in modules.items()}
-
-    def add(self, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """y + delta for the tokens whose adapter changes `module`. x: (..., q), y: (..., p), both packed tokens."""
-        channels = self._modules.get(module)
-        if not channels:
-            return y
-        flat = y.reshape(-1, y.shape[-1])
-        delta = torch.zeros((), device=y.device)
-        for channel in channels:
-            u = self._sparse_step(module, channel, (y.shape[-1], x.shape[-1]))(self._analyse(x, channel[0]))
-            delta = delta + self._frames.get(channel[1], y.shape[-1]).synthesise(u)
-        if self._rows is None:
-            return (flat.float() + delta).to(y.dtype).view_as(y)
-        rows = self._rows.to(y.device)
-        # Summed in float32 and rounded once, also when the model runs in bfloat16.
-        flat[rows] = (flat.index_select(0, rows).float() + delta).to(y.dtype)
-        return flat.view_as(y)
-
-    def _analyse(self, x: torch.Tensor, kind: FrameKind) -> torch.Tensor:
-        if self._input is not x:
-            self._input = x
-            self._analysed = {}
-        z = self._analysed.get(kind)
-        if z is None:
-            flat = x.reshape(-1, x.shape[-1])
-            if self._rows is not None:
-                flat = flat.index_select(0, self._rows.to(x.device))
-            z = self._analysed[kind] = self._frames.get(kind, x.shape[-1]).analyse(flat.float())
-        return z
-
-    def _sparse_step(self, module: str, channel: Channel, shape: tuple[int, int]) -> SparseStep:
-        key = (module, channel)
-        if key not in self._plans:
-            cores = [_core(deltas, module, channel) for deltas in self._decodes]
-            self._plans[key] = plan_bags(cores, shape) if any(c is not None for c in cores) else None
-        segments = [(tokens, _core(deltas, module, channel)) for tokens, deltas in self._prefills]
-        return SparseStep(self._plans[key], len(self._decodes), segments, shape)
-
-
-def _core(deltas: AdapterDeltas, module: str, channel: Channel) -> CsrCore | None:
-    delta = deltas.get(module)
-    return delta.core if delta is not None and (delta.analysis, delta.synthesis) == channel else None
+from overtone.models.adapter_step import AdapterStep
 
 
 class StepSlot:

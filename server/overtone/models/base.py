@@ -15,7 +15,8 @@ from torch import nn
 
 from overtone.errors import ConfigError, UnsupportedModel
 from overtone.models import attention, gguf, probe
-from overtone.models.adapted import FrameBank, StepSlot, adaptable_modules, wrap_linears
+from overtone.models.adapted import StepSlot, adaptable_modules, wrap_linears
+from overtone.models.adapter_step import FrameBank
 from overtone.models.support import check_supported
 from overtone.models.tokenizer import TextCodec
 

@@ -33,7 +33,7 @@ def serve(ctx: click.Context, /, print_config: bool, **values: Any) -> None:
         return
     config = server_config(values)
     # Loads torch and transformers: not before the settings are known to be right.
-    from overtone.api.server import run
+    from overtone.api.serve import run
 
     run(config)
 

@@ -1,0 +1,49 @@
+"""The server as a process: from start to the signal that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from overtone.api import access_log
+from overtone.api.config import ServerConfig
+from overtone.api.server import Server
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT; drains then. A second signal ends at once."""
+    import torch
+
+    access_log.configure(config.log_format, config.log_level)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: ServerConfig) -> None:
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    server = Server(config)
+    await server.start()
+    loading = asyncio.create_task(server.load())
+    first = asyncio.create_task(signals.get())
+    try:
+        await asyncio.wait({loading, first}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            await first
+        log.info("draining", extra={"fields": {"seconds": config.drain_seconds}})
+    finally:
+        loading.cancel()
+        second = asyncio.create_task(signals.get())
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.wait({stopping, second}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await server.stop(0)
+        await stopping
+    log.info("stopped")
