@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -81,8 +82,13 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer, adapters_pb2_grp
         self._enter(request, context)
         prompt = generation_pb2.Prompt(text="Say", token_ids=[1, 2, 3])
         yield generation_pb2.StreamGenerateResponse(text="H", token_ids=[5], tokens=tokens(), prompt=prompt)
-        if self.hang:
-            self._wait(context)
+        try:
+            # Goes on sending: that is how a server finds out soon that nobody listens any more.
+            while self.hang and context.is_active():
+                time.sleep(0.02)
+                yield generation_pb2.StreamGenerateResponse()
+        finally:
+            self.ended.set()
         yield generation_pb2.StreamGenerateResponse(text="i", token_ids=[6], outcome=outcome())
 
     def Tokenize(self, request: Any, context: Any) -> generation_pb2.TokenizeResponse:

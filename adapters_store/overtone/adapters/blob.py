@@ -72,7 +72,10 @@ def decode(blob: bytes, base: BaseDescription) -> StoredAdapter:
         if facts["format"] != FORMAT:
             raise InvalidAdapter(f"the stored adapter has format {facts['format']}, not {FORMAT}")
         if facts["base_fingerprint"] not in ("", base.fingerprint):
-            raise BaseModelMismatch("the stored adapter was made for another base model", field="base_fingerprint")
+            raise BaseModelMismatch(
+                "the stored adapter was checked against another base model than the one served; upload it again",
+                field="base_fingerprint",
+            )
         modules = facts["modules"]
         deltas = {name: _delta(file, name, modules[name], base) for name in sorted(modules)}
         family = str(facts["family"])

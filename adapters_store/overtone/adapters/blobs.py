@@ -31,6 +31,8 @@ class BlobFolder:
         with operation("create the adapter store"):
             for folder in (self.tmp, self._blobs, self._quarantine):
                 folder.mkdir(parents=True, exist_ok=True)
+            for folder in (root.absolute().parent, root, self.root, self._blobs.parent):
+                _sync_folder(folder)
             self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -79,21 +79,21 @@ class StoreStats:
     eviction_count: int
 
 
-def check_id(adapter_id: str) -> str:
+def check_id(adapter_id: str, field: str = "adapter_id") -> str:
     """`adapter_id`, or `InvalidRequest`. An id is never a path, so it needs no escaping anywhere."""
     if not _ID.fullmatch(adapter_id):
         message = f"{shown(adapter_id)!r} is no adapter id: 1 to 128 of A-Z a-z 0-9 . _ -, letter or digit at both ends"
-        raise InvalidRequest(message, field="adapter_id")
+        raise InvalidRequest(message, field=field)
     return adapter_id
 
 
 def parse_reference(reference: str) -> tuple[str, str]:
     """("id", digest prefix or "") of "id", "id@digest" or either with "adapters/" before it."""
     adapter_id, at, prefix = reference.removeprefix("adapters/").partition("@")
-    check_id(adapter_id)
+    check_id(adapter_id, "adapter")
     if at and not _DIGEST_PREFIX.fullmatch(prefix):
         message = f"{shown(prefix)!r} is no version: 12 to 64 lower-case hexadecimal digits"
-        raise InvalidRequest(message, field="adapter_id")
+        raise InvalidRequest(message, field="adapter")
     return adapter_id, prefix
 
 

@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from overtone.adapters.records import StoreStats
 from overtone.errors import AdapterMemoryFull
 from overtone.kernels import CsrCore, Delta, FrameKind, compress
@@ -39,9 +41,11 @@ class ResidentAdapter:
     nbytes: int
 
 
-def make_resident(digest: str, family: str, deltas: Mapping[str, Delta]) -> ResidentAdapter:
-    """`deltas` in the form that the engine applies."""
-    ready = {name: ResidentDelta(d.analysis, compress(d.core), d.synthesis) for name, d in deltas.items()}
+def make_resident(
+    digest: str, family: str, deltas: Mapping[str, Delta], device: torch.device | None = None
+) -> ResidentAdapter:
+    """`deltas` in the form that the engine applies, in the memory of `device`."""
+    ready = {name: ResidentDelta(d.analysis, compress(d.core, device), d.synthesis) for name, d in deltas.items()}
     return ResidentAdapter(digest, family, ready, sum(d.core.nbytes for d in ready.values()))
 
 

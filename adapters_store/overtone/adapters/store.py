@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+
+import torch
 
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.blob import digest_of, encode
@@ -33,6 +37,7 @@ from overtone.adapters.records import (
 from overtone.adapters.residency import State, make_resident
 from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
+from overtone.errors import ConfigError
 
 __all__ = ["AdapterRecord", "AdapterStore", "Lease", "StoreConfig", "StoreStats", "Upload"]
 
@@ -42,16 +47,19 @@ Records = list[AdapterRecord]
 class AdapterStore:
     """Every method is thread-safe and may block on the disk."""
 
-    def __init__(self, config: StoreConfig, base: BaseDescription) -> None:
-        """Recovers from whatever ended the last process. Raises `ConfigError` if another one uses the store."""
+    def __init__(self, config: StoreConfig, base: BaseDescription, device: torch.device | None = None) -> None:
+        """Recovers from whatever ended the last process. device: where adapters become resident; None: the CPU.
+
+        Raises `ConfigError` if another process uses the store, or if its catalogue is missing.
+        """
         self._config, self._base = config, base
         with ExitStack() as undo:
             self._blobs = BlobFolder(config.root)
             undo.callback(self._blobs.close)
-            self._catalogue = Catalogue(self._blobs.root / "catalogue.sqlite3")
+            self._catalogue = Catalogue(_catalogue_path(self._blobs))
             undo.callback(self._catalogue.close)
             self._blobs.recover(self._catalogue.digests())
-            self._versions = Versions(self._blobs, self._catalogue, base, config.memory_bytes)
+            self._versions = Versions(self._blobs, self._catalogue, base, config.memory_bytes, device)
             self._versions.load_pinned()
             undo.pop_all()
 
@@ -108,7 +116,9 @@ class AdapterStore:
         if options.create_only and self._catalogue.exists(adapter_id):
             raise already_exists(adapter_id)
         parsed = parse_adapter(*read(), self._base, strict_base=self._config.strict_base)
-        blob = encode(parsed)
+        # Whatever the adapter says of its base, this is the one that it was checked against: after a restart on another
+        # base of the same shapes it is refused instead of answering wrongly.
+        blob = encode(replace(parsed, base_fingerprint=self._base.fingerprint))
         version = _version(parsed, blob)
         if options.validate_only:
             return self._catalogue.put(adapter_id, version, options)
@@ -174,6 +184,16 @@ class AdapterStore:
 
     def stats(self) -> StoreStats:
         return self._versions.residency.stats(self._catalogue.count())
+
+
+def _catalogue_path(blobs: BlobFolder) -> Path:
+    path = blobs.root / "catalogue.sqlite3"
+    if not path.exists() and any(blobs.digests()):
+        # Going on would take every blob for a leftover and remove it.
+        raise ConfigError(
+            "the store has adapters but its catalogue is missing: restore it or move blobs/ away", field="store"
+        )
+    return path
 
 
 def _version(parsed: ParsedAdapter, blob: bytes) -> Version:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.blob import decode
 from overtone.adapters.blobs import BlobFolder
@@ -25,18 +27,25 @@ class Versions:
     `changing`, so that who holds it may wait for a load.
     """
 
-    def __init__(self, blobs: BlobFolder, catalogue: Catalogue, base: BaseDescription, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        blobs: BlobFolder,
+        catalogue: Catalogue,
+        base: BaseDescription,
+        memory_bytes: int,
+        device: torch.device | None,
+    ) -> None:
         self.changing = threading.RLock()
         self.on_load: Callable[[float], None] | None = None
         self.residency = Residency(memory_bytes, self._load)
-        self._blobs, self._catalogue, self._base = blobs, catalogue, base
+        self._blobs, self._catalogue, self._base, self._device = blobs, catalogue, base, device
         self._doomed: set[str] = set()
         self._closed = False
 
     def _load(self, digest: str) -> ResidentAdapter:
         start = time.perf_counter()
         stored = decode(self._blobs.read(digest), self._base)
-        adapter = make_resident(digest, stored.family, stored.deltas)
+        adapter = make_resident(digest, stored.family, stored.deltas, self._device)
         if self.on_load is not None:
             self.on_load(time.perf_counter() - start)
         return adapter
