@@ -9,6 +9,10 @@ _CONTEXT_TOKENS = 5
 
 _INCOMPLETE = "\ufffd"
 
+_MAX_UNREAD = 32
+"""A character has at most four bytes. So many tokens without one are special or broken and are let go as they are: the
+window must not grow with the text."""
+
 
 class Detokenizer:
     """The text of one generation.
@@ -40,9 +44,10 @@ class Detokenizer:
         self._window.append(token_id)
         self._unread += 1
         text = self._decode(self._window)
-        if len(text) <= len(self._window_text) or text.endswith(_INCOMPLETE):
+        new = self._new_text(text)
+        if self._unread < _MAX_UNREAD and (not new or text.endswith(_INCOMPLETE)):
             return None
-        self._text += text[len(self._window_text) :]
+        self._text += new
         # The tokens just read are the context of the next ones.
         self._window = self._window[-self._unread :]
         self._window_text = self._decode(self._window)
@@ -59,11 +64,18 @@ class Detokenizer:
         """All text not taken yet, incomplete characters as U+FFFD, and the stop string if that completes one."""
         stop = None
         if self._unread:
-            self._text += self._decode(self._window)[len(self._window_text) :]
+            self._text += self._new_text(self._decode(self._window))
             self._unread = 0
             stop = self._cut_at_stop()
         text, self._taken = self._text[self._taken :], len(self._text)
         return text, stop
+
+    def _new_text(self, text: str) -> str:
+        """What `text`, the window decoded, has more than before."""
+        if text.startswith(self._window_text):
+            return text[len(self._window_text) :]
+        # The prompt ended within a character, which is complete by now: it belongs to the completion.
+        return text[len(self._window_text.rstrip(_INCOMPLETE)) :]
 
     def _cut_at_stop(self) -> str | None:
         found = [(self._text.find(stop, max(0, self._searched - len(stop) + 1)), stop) for stop in self._stop]

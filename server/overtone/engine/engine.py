@@ -21,16 +21,19 @@ from overtone.engine.scheduler import Scheduler, StepPlan
 from overtone.engine.sequence import Sequence
 from overtone.engine.steps import EventBuilder
 from overtone.engine.types import Event, Request, StepReport, StepStats
-from overtone.errors import Cancelled, DeadlineExceeded, Draining, EngineError, OvertoneError, QueueFull
+from overtone.errors import Cancelled, DeadlineExceeded, Draining, EngineError, OvertoneError, PromptTooLong, QueueFull
 
 log = logging.getLogger(__name__)
+
+_MAX_FAILED_STEPS = 8
 
 Runner = Callable[[StepPlan], torch.Tensor]
 """A step's plan -> logits (S, vocabulary) float32 of the chunks that complete."""
 
 
 class Engine:
-    """Continuous batching over `run`. `report` is called from the engine's thread, once after every step."""
+    """Continuous batching over `run`. `report` is called from the engine's thread, once after every step; `on_death` once
+    if the engine cannot go on."""
 
     def __init__(
         self,
@@ -39,15 +42,19 @@ class Engine:
         eos_token_ids: frozenset[int],
         config: EngineConfig,
         report: Callable[[StepReport], None],
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._decode = decode
         self._config = config
         self._report = report
+        self._on_death = on_death
+        self._failed_steps = 0
         self._scheduler = Scheduler(config)
         self._builder = EventBuilder(eos_token_ids)
         self._wake = threading.Condition()
-        self._submitted: list[Request] = []  # these five under _wake
+        self._submitted: list[Request] = []  # these six under _wake
+        self._dead: EngineError | None = None
         self._cancelled: dict[str, OvertoneError] = {}
         self._waiting = 0
         self._draining = False
@@ -60,8 +67,18 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Queues a request. Raises `QueueFull` or `Draining`; after a return its events end with one that is `last`."""
+        """Queues a request. After a return its events end with one that is `last`.
+
+        Raises `PromptTooLong` for one that could never fit, `QueueFull`, `Draining`, and `EngineError` once the engine is
+        dead.
+        """
+        limit = self._config.max_context_tokens
+        tokens = len(request.prompt_ids) + request.stopping.max_new_tokens
+        if tokens > limit:
+            raise PromptTooLong(f"{tokens} tokens exceed the context of {limit}", field="prompt")
         with self._wake:
+            if self._dead is not None:
+                raise self._dead
             if self._draining or self._stopping:
                 raise Draining("the server is shutting down")
             if self._waiting >= self._config.max_queue:
@@ -96,6 +113,22 @@ class Engine:
     # -- the engine's thread
 
     def _loop(self) -> None:
+        """The thread. Whatever escapes ends every request with an error, and the owner hears of it."""
+        try:
+            self._serve()
+        except Exception:
+            log.critical("the engine died", exc_info=True)
+            self._die(EngineError("the engine has failed and serves no more"))
+
+    def _die(self, error: EngineError) -> None:
+        with self._wake:
+            self._dead = error
+            submitted, self._submitted = self._submitted, []
+        requests = [*(sequence.request for sequence in self._scheduler), *submitted]
+        self._deliver(StepReport(tuple(Event(request.request_id, error=error) for request in requests)))
+        self._on_death()
+
+    def _serve(self) -> None:
         while True:
             with self._wake:
                 idle = not self._scheduler.running and not self._scheduler.waiting
@@ -122,12 +155,16 @@ class Engine:
             try:
                 logits = self._run(plan)
                 self._postprocess(plan, logits, events)
+                self._failed_steps = 0
             except Exception as error:
                 log.exception("a step failed; its %d requests end with an error", len(plan.chunks))
                 failure = error if isinstance(error, OvertoneError) else EngineError("the model failed on this batch")
-                # `remove` forgets what the failed step had handed out; requests still waiting go on.
                 events += [self._end(c.sequence, failure) for c in plan.chunks if c.sequence in self._scheduler.running]
+                self._failed_steps += 1
         self._deliver(StepReport(tuple(events), self._stats(plan, time.monotonic() - started)))
+        if self._failed_steps >= _MAX_FAILED_STEPS:
+            # One bad batch is an accident; this is a device that will not come back.
+            raise EngineError(f"{_MAX_FAILED_STEPS} steps in a row have failed")
 
     def _deliver(self, report: StepReport) -> None:
         try:

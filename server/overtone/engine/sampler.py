@@ -9,6 +9,8 @@ import torch
 from overtone.engine.sequence import Sequence
 from overtone.engine.types import SamplingParams, TokenLogprob, TopToken
 
+_NUCLEUS_FIRST = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -71,12 +73,22 @@ def filtered_probabilities(logits: torch.Tensor, params: SamplingParams) -> torc
         scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
     probabilities = scaled.softmax(0)
     if params.top_p < 1.0:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered
-        probabilities = probabilities.index_fill(0, order[before >= params.top_p], 0.0)
+        probabilities = _nucleus(probabilities, params.top_p)
     if params.min_p > 0.0:
         probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
     return probabilities
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Zero outside the smallest set of likeliest tokens that reaches top_p. (vocabulary,)"""
+    # The likeliest few nearly always suffice, and finding them is far cheaper than sorting a vocabulary.
+    for count in (min(_NUCLEUS_FIRST, probabilities.numel()), probabilities.numel()):
+        ordered, order = probabilities.topk(count)
+        cumulative = ordered.cumsum(0)
+        if float(cumulative[-1]) >= top_p or count == probabilities.numel():
+            kept = order[cumulative - ordered < top_p]
+            return torch.zeros_like(probabilities).index_put_((kept,), probabilities[kept])
+    raise AssertionError("unreachable")
 
 
 def _uniform(sequence: Sequence) -> torch.Tensor:

@@ -118,7 +118,5 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pages.free(sequence.pages)
-        freed = set(sequence.pages)
-        self._fresh = [page for page in self._fresh if page not in freed]
         sequence.pages = []
         sequence.computed = 0

@@ -45,7 +45,7 @@ class AdaptedLinear(nn.Module):
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name -> (p, q) of the linear layers that adapters may change: all within the decoder's layers."""
+    """Name -> (p, q) of the linear layers that adapters may change: every one but the head."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return {
         name: (module.out_features, module.in_features)

@@ -39,13 +39,13 @@ class FrameBank:
     """The frames of one device, by kind and size, built on first use and shared by all layers and adapters."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._frames: dict[tuple[FrameKind, int], DctFrame] = {}
 
     def get(self, kind: FrameKind, size: int) -> DctFrame:
         frame = self._frames.get((kind, size))
         if frame is None:
-            frame = self._frames[kind, size] = {FrameKind.DCT: DctFrame}[kind](size, self._device)
+            frame = self._frames[kind, size] = {FrameKind.DCT: DctFrame}[kind](size, self.device)
         return frame
 
 
@@ -125,7 +125,7 @@ class AdapterStep:
             if segment.deltas is not None:
                 rows += range(start, start + segment.tokens)
             start += segment.tokens
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
 
     def add(self, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """y + delta for the tokens whose adapter changes `module`. x: (..., q), y: (..., p), both packed tokens."""
@@ -139,8 +139,8 @@ class AdapterStep:
             delta = delta + self._frames.get(channel[1], y.shape[-1]).synthesise(u)
         if self._rows is None:
             return (flat.float() + delta).to(y.dtype).view_as(y)
-        rows = self._rows.to(y.device)
-        # Summed in float32 and rounded once, also when the model runs in bfloat16.
+        rows = self._rows
+        # Summed in float32: the delta itself is never rounded to bfloat16.
         flat[rows] = (flat.index_select(0, rows).float() + delta).to(y.dtype)
         return flat.view_as(y)
 
@@ -152,7 +152,7 @@ class AdapterStep:
         if z is None:
             flat = x.reshape(-1, x.shape[-1])
             if self._rows is not None:
-                flat = flat.index_select(0, self._rows.to(x.device))
+                flat = flat.index_select(0, self._rows)
             z = self._analysed[kind] = self._frames.get(kind, x.shape[-1]).analyse(flat.float())
         return z
 

@@ -39,18 +39,28 @@ class PromptChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """Sequences of like length that decode one token each.
+
+    rows: (B,) int64, their packed tokens; slots: (B, L) int64, the slots of their sequences, padded with slot 0 to the
+    longest; mask: (B, 1, 1, L) bool, False on padding.
+    """
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class PagedBatch:
     """Where the step's tokens live in the cache.
 
     cache: (layers, 2, slots, kv_heads, head_dim), keys then values; write_slots: (T,) int64.
-    The first B = decode_slots.shape[0] tokens decode: decode_slots (B, L) int64 are the slots of their sequences, padded
-    with slot 0 to the longest, decode_mask (B, 1, 1, L) bool is False on padding.
     """
 
     cache: torch.Tensor
     write_slots: torch.Tensor
-    decode_slots: torch.Tensor
-    decode_mask: torch.Tensor
+    decodes: tuple[DecodeGroup, ...]
     chunks: tuple[PromptChunk, ...]
 
 
@@ -79,24 +89,23 @@ def paged_attention(
     layer[0].index_copy_(0, paged.write_slots, keys)
     layer[1].index_copy_(0, paged.write_slots, values)
     out = torch.empty(query.shape[2], query.shape[1], values.shape[-1], dtype=query.dtype, device=query.device)
-    batch = paged.decode_slots.shape[0]
-    if batch:
-        out[:batch] = _decode(query[0, :, :batch].transpose(0, 1), layer, paged, scaling)
+    for group in paged.decodes:
+        out[group.rows] = _decode(query[0].index_select(1, group.rows).transpose(0, 1), layer, group, scaling)
     for chunk in paged.chunks:
         out[chunk.start : chunk.stop] = _prefill(query[:, :, chunk.start : chunk.stop], layer, chunk, scaling)
     return out[None], None
 
 
-def _decode(query: torch.Tensor, layer: torch.Tensor, paged: PagedBatch, scaling: float | None) -> torch.Tensor:
+def _decode(query: torch.Tensor, layer: torch.Tensor, group: DecodeGroup, scaling: float | None) -> torch.Tensor:
     """One query token per sequence. query: (B, heads, D); returns (B, heads, D)."""
-    batch, length = paged.decode_slots.shape
+    batch, length = group.slots.shape
     kv_heads = layer.shape[2]
-    index = paged.decode_slots.reshape(-1)
+    index = group.slots.reshape(-1)
     keys = layer[0].index_select(0, index).view(batch, length, kv_heads, -1).transpose(1, 2)
     values = layer[1].index_select(0, index).view(batch, length, kv_heads, -1).transpose(1, 2)
     # The query heads that share a key head become rows of one product: keys are never repeated.
     grouped = query.reshape(batch, kv_heads, query.shape[1] // kv_heads, -1)
-    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=paged.decode_mask, scale=scaling)
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask, scale=scaling)
     return out.reshape(batch, query.shape[1], -1)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,20 +68,25 @@ def load_base_model(name: str, *, dtype: str = "auto", device: str = "auto", cac
     torch_dtype = _DTYPES[dtype] if dtype != "auto" else best_dtype(torch_device)
     config = _load_config(source, name)
     check_supported(config)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch_dtype, trust_remote_code=False)
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=torch_dtype, trust_remote_code=False
+        )
     return prepare(model.to(torch_device), tokenizer, name)
 
 
 def model_source(name: str, cache: Path) -> str:
     """What transformers loads for `name`: a folder or a hub id. Raises `ConfigError` for what cannot be a model."""
     if name == "demo":
-        return str(gguf.converted_folder(gguf.demo_gguf(), cache))
+        with _loading(name):
+            return str(gguf.converted_folder(gguf.demo_gguf(), cache))
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ConfigError(f"no such GGUF file: {name}", field="model")
-        return str(gguf.converted_folder(path, cache))
+        with _loading(name):
+            return str(gguf.converted_folder(path, cache))
     if path.is_dir() and not (path / "config.json").is_file():
         raise ConfigError(f"{name} has no config.json: not a model folder", field="model")
     return name
@@ -89,10 +95,17 @@ def model_source(name: str, cache: Path) -> str:
 def _load_config(source: str, name: str) -> Any:
     from transformers import AutoConfig
 
-    try:
+    with _loading(name):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """transformers raises OSError and ValueError for whatever is wrong with a model's files."""
+    try:
+        yield
     except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"cannot load the model {name!r}: {first_line}", field="model") from error
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from overtone.errors import UnsupportedModel
-from overtone.models.attention import PagedBatch, PromptChunk
+from overtone.models.attention import DecodeGroup, PagedBatch, PromptChunk
 
 _LENGTHS = (11, 7)
 _FIRST_SLOTS = (16, 32)  # slots 0 to 15 stay zero
@@ -62,7 +62,10 @@ def _run(
     device = cache.device
     slots = [torch.arange(start, start + n, device=device) for start, n in zip(_FIRST_SLOTS, _LENGTHS, strict=True)]
     decodes = [part for part in step if part[1] and part[2] - part[1] == 1]
-    table = torch.stack([slots[s][:end] for s, _, end in decodes]) if decodes else slots[0].new_zeros(0, 0)
+    groups = []
+    for row, (sequence, _, end) in enumerate(decodes):
+        mask = torch.ones(1, 1, 1, end, dtype=torch.bool, device=device)
+        groups.append(DecodeGroup(torch.tensor([row], device=device), slots[sequence][None, :end], mask))
     chunks, start = [], len(decodes)
     for sequence, first, end in step[len(decodes) :]:
         chunks.append(PromptChunk(start, start + end - first, first, slots[sequence][:end]))
@@ -76,8 +79,7 @@ def _run(
         paged=PagedBatch(
             cache=cache,
             write_slots=torch.cat([slots[s][first:end] for s, first, end in step]),
-            decode_slots=table,
-            decode_mask=torch.ones(table.shape, dtype=torch.bool, device=device)[:, None, None],
+            decodes=tuple(groups),
             chunks=tuple(chunks),
         ),
     )
