@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from overtone.client import Client, DeadlineExceeded, EngineStarting, QueueFull, Unavailable
+from overtone.client import DeadlineExceeded, Draining, EngineError, EngineStarting, QueueFull
 from support.adapters import make_loca_folder
 from support.server import ThreadServer
 from support.tiny import tiny_base
@@ -68,6 +68,15 @@ def test_reflection_lists_and_describes_the_services(tiny_server: ThreadServer) 
 
 def test_metrics_count_what_happened_and_name_no_adapter(tiny_server: ThreadServer, tmp_path: Path) -> None:
     folder = make_loca_folder(tmp_path / "a", tiny_server.base.modules, n=10, seed=1)
+    names = (
+        "prompt_tokens_total",
+        "generated_tokens_total",
+        "time_to_first_token_seconds_count",
+        "inter_token_seconds_count",
+    )
+    # The warm-up counts too.
+    before = {name: metric(tiny_server, f"overtone_{name}") for name in names}
+    unadapted = metric(tiny_server, "overtone_requests_total", outcome="length", adapted="false")
     with tiny_server.client() as client:
         for index in range(3):
             client.adapters.load(folder, id=f"secret-name-{index}")
@@ -75,12 +84,9 @@ def test_metrics_count_what_happened_and_name_no_adapter(tiny_server: ThreadServ
         client.generate("abcdef", max_new_tokens=5, ignore_eos=True)
         prompt = len(client.tokenize("abcdef").token_ids)
     assert metric(tiny_server, "overtone_requests_total", outcome="length", adapted="true") == 3
-    # The warm-up is a request of its own: two tokens in, two out.
-    assert metric(tiny_server, "overtone_requests_total", outcome="length", adapted="false") == 2
-    assert metric(tiny_server, "overtone_generated_tokens_total") == 4 * 5 + 2
-    assert metric(tiny_server, "overtone_prompt_tokens_total") == 4 * prompt + 2
-    assert metric(tiny_server, "overtone_time_to_first_token_seconds_count") == 5
-    assert metric(tiny_server, "overtone_inter_token_seconds_count") == 4 * 4 + 1
+    assert metric(tiny_server, "overtone_requests_total", outcome="length", adapted="false") == unadapted + 1
+    after = {name: metric(tiny_server, f"overtone_{name}") - before[name] for name in names}
+    assert list(after.values()) == [4 * prompt, 4 * 5, 4, 4 * 4]
     assert metric(tiny_server, "overtone_adapters_registered") == 3
     assert metric(tiny_server, "overtone_adapters_resident") == 1  # one content, three names
     assert metric(tiny_server, "overtone_adapter_load_seconds_count") >= 1
@@ -147,17 +153,49 @@ def _wait_until_idle(server: ThreadServer) -> None:
 
 
 def test_drain_lets_streams_finish_and_refuses_new_calls(tmp_path: Path) -> None:
-    server = ThreadServer(tmp_path / "store", tiny_base())
+    base = tiny_base()
+    server = ThreadServer(tmp_path / "store", base)
     server.load()
-    streams = Streams(server.address, [None, None], new_tokens=150)
+    go_on, forward = threading.Event(), base.model.forward
+    streams = Streams(server.address, [None, None], new_tokens=60)
     streams.wait_for_more(1)
-    stopper = threading.Thread(target=server.stop, args=(60.0,))
-    stopper.start()
-    streams.join()
-    stopper.join()
-    assert streams.counts == [150, 150]
-    with Client(server.address, timeout=1.0) as client, pytest.raises((Unavailable, DeadlineExceeded)):
-        client.generate("abc")
+
+    def held(*args: object, **kwargs: object) -> object:
+        assert go_on.wait(300)
+        return forward(*args, **kwargs)
+
+    base.model.forward = held  # type: ignore[method-assign]
+    with grpc.insecure_channel(server.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        stopper = threading.Thread(target=server.stop, args=(300.0,))
+        stopper.start()
+        # The watch stays open: it hears of the drain and does not delay it.
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with server.client() as client, pytest.raises(Draining):
+            client.generate("abc", timeout=60.0)
+        go_on.set()
+        streams.join()
+        stopper.join()
+    assert streams.counts == [60, 60]
+
+
+def test_a_dead_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadServer(tmp_path / "store", tiny_base()) as server:
+        streams = Streams(server.address, [None], new_tokens=400)
+        streams.wait_for_more(1)
+
+        def broken() -> None:
+            raise RuntimeError("scheduler is broken")
+
+        monkeypatch.setattr(server.server.backend.engine._scheduler, "schedule", broken)
+        with pytest.raises(AssertionError, match="engine has failed"):
+            streams.join()
+        assert server.server.died.is_set()
+        with server.client() as client, pytest.raises(EngineError):
+            client.generate("abc")
+        for service in ("", *SERVICES):
+            assert health(server, service) == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_one_log_line_per_request_without_its_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,21 @@ def test_acknowledged_adapters_survive_kill_nine(tmp_path: Path) -> None:
     finally:
         if server.process.poll() is None:
             server.kill()
+
+
+def test_sigterm_while_the_model_loads_ends_the_process(tmp_path: Path) -> None:
+    listening = threading.Event()
+
+    def hear(fields: dict[str, object]) -> None:
+        if fields.get("message") == "listening":
+            listening.set()
+
+    # A cache of its own: the conversion takes many seconds, and the signal comes in the middle of it.
+    server = ServerProcess(["--model", "demo", "--store", str(tmp_path / "store")], on_log=hear)
+    try:
+        assert listening.wait(300)
+        server.process.terminate()
+        assert server.process.wait(300) == 0
+        assert '"serving"' not in server.log_text()
+    finally:
+        server.kill()

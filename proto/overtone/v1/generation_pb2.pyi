@@ -189,7 +189,10 @@ class SamplingParameters(_message.Message):
     Default 1: no penalty.
     """
     seed: _builtins.int
-    """The same seed gives the same text whatever else is in the batch. Unset: the server draws one and reports it."""
+    """Below 2^63. The same seed gives the same text whatever else is in the batch when the model runs in float32; in
+    bfloat16 and float16 the rounding of a batch of another size may change a close choice. Unset: the server draws one
+    and reports it.
+    """
     def __init__(
         self,
         *,
@@ -247,8 +250,8 @@ class StoppingCriteria(_message.Message):
     """Keep the stop string at the end of the text."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Generation ends where the first of these appears in the text; the text is cut before it. At most 16, each of 1 to 256
-        characters.
+        """Generation ends where the first of these appears in the text, which has no special tokens; the text is cut before it.
+        At most 16, each of 1 to 256 characters.
         """
 
     def __init__(

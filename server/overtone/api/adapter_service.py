@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import TypedDict
 
 from google.protobuf.empty_pb2 import Empty
 
-from overtone.adapters.store import AdapterRecord, Upload
+from overtone.adapters.store import AdapterRecord
 from overtone.api.backend import Backend, BackendSlot
 from overtone.api.status import Context
-from overtone.errors import InvalidRequest
+from overtone.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
 from overtone.v1 import adapters_pb2 as pb
 from overtone.v1 import adapters_pb2_grpc as pb_grpc
+
+MAX_UPLOADS = 16
+MAX_CHUNK_BYTES = 1 << 20
+UPLOAD_SILENCE_S = 60.0
 
 _STATES = {
     "stored": pb.Adapter.STATE_STORED,
@@ -35,30 +40,28 @@ class AdapterService(pb_grpc.AdapterServiceServicer):
 
     def __init__(self, backend: BackendSlot) -> None:
         self._backend = backend
+        self._uploads = asyncio.Semaphore(MAX_UPLOADS)
 
     async def UploadAdapter(
         self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Context
     ) -> pb.Adapter:
         backend = self._backend.get()
-        header: pb.UploadHeader | None = None
-        upload: Upload | None = None
-        try:
-            async for message in request_iterator:
-                if message.WhichOneof("part") == "header":
-                    if header is not None:
-                        raise InvalidRequest("a second header in one upload", field="header")
-                    header = message.header
-                    upload = await backend.in_store(backend.store.begin_upload)
-                elif upload is None:
-                    raise InvalidRequest("the first message of an upload must be its header", field="header")
-                else:
-                    await backend.in_store(partial(upload.write, message.chunk.file_name, message.chunk.data))
-            if header is None or upload is None:
-                raise InvalidRequest("the upload is empty: it has no header", field="header")
-            commit = partial(backend.store.commit_upload, upload, header.adapter_id, **_options(header.options))
-            return _resource(backend, await backend.in_store(commit))
-        finally:
-            if upload is not None:
+        if self._uploads.locked():
+            raise Overloaded(f"{MAX_UPLOADS} uploads are under way already", retry_after_s=1.0)
+        async with self._uploads:
+            messages = aiter(request_iterator)
+            header = await _next_message(messages)
+            if header is None or header.WhichOneof("part") != "header":
+                raise InvalidRequest("the first message of an upload must be its header", field="header")
+            upload = await backend.begin_upload()
+            try:
+                while (message := await _next_message(messages)) is not None:
+                    chunk = _chunk(message)
+                    await backend.in_store(partial(upload.write, chunk.file_name, chunk.data))
+                options = _options(header.header.options)
+                commit = partial(backend.store.commit_upload, upload, header.header.adapter_id, **options)
+                return _resource(backend, await backend.in_store(commit))
+            finally:
                 await backend.in_store(upload.abort)
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.Adapter:
@@ -80,7 +83,7 @@ class AdapterService(pb_grpc.AdapterServiceServicer):
         paths = set(request.update_mask.paths) or set(_UPDATABLE)
         if unknown := sorted(paths - _UPDATABLE):
             raise InvalidRequest(
-                f"update_mask names {unknown[0]!r}; only pinned and labels can be changed", field="update_mask"
+                f"update_mask names {unknown[0][:100]!r}; only pinned and labels can be changed", field="update_mask"
             )
         adapter = request.adapter
         update = partial(
@@ -96,6 +99,22 @@ class AdapterService(pb_grpc.AdapterServiceServicer):
         backend = self._backend.get()
         await backend.in_store(partial(backend.store.delete, adapter_id(request.name), etag=request.etag))
         return Empty()
+
+
+async def _next_message(messages: AsyncIterator[pb.UploadAdapterRequest]) -> pb.UploadAdapterRequest | None:
+    """None at the end. A client that opens an upload and falls silent does not keep its place."""
+    try:
+        return await asyncio.wait_for(anext(messages, None), UPLOAD_SILENCE_S)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"the upload was silent for {UPLOAD_SILENCE_S:g} s") from error
+
+
+def _chunk(message: pb.UploadAdapterRequest) -> pb.FileChunk:
+    if message.WhichOneof("part") != "chunk":
+        raise InvalidRequest("after its header an upload has only chunks", field="chunk")
+    if len(message.chunk.data) > MAX_CHUNK_BYTES:
+        raise TooLarge(f"a chunk has {len(message.chunk.data)} bytes, at most {MAX_CHUNK_BYTES}", field="chunk.data")
+    return message.chunk
 
 
 def adapter_id(name: str, field: str = "name") -> str:

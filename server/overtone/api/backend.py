@@ -6,20 +6,25 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
+
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.store import AdapterStore, Lease, StoreConfig
+from overtone.adapters.residency import ResidentDelta
+from overtone.adapters.store import AdapterStore, Lease, StoreConfig, Upload
 from overtone.api.config import ServerConfig
-from overtone.api.convert import Draft
+from overtone.api.convert import Draft, PromptSource
 from overtone.api.metrics import Metrics
-from overtone.api.sessions import Session, SessionTable, run_abandonable
+from overtone.api.sessions import Session, SessionTable
+from overtone.api.threads import run_abandonable
 from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.engine.types import Request, SamplingParams, StoppingParams
 from overtone.errors import EngineStarting, InvalidRequest, PromptTooLong
+from overtone.kernels import FrameKind, compress, sparse_core
 from overtone.models.base import BaseModel
 
 T = TypeVar("T")
@@ -39,21 +44,28 @@ class Backend:
     """Built once the model is loaded. Methods are for the event loop; none of them blocks it."""
 
     def __init__(
-        self, config: ServerConfig, base: BaseModel, metrics: Metrics, loop: asyncio.AbstractEventLoop
+        self,
+        config: ServerConfig,
+        base: BaseModel,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+        on_death: Callable[[], None],
     ) -> None:
         self.base = base
         self.engine_config = engine_config(config, base)
         description = BaseDescription(name=base.name, fingerprint=base.fingerprint, modules=base.modules)
-        self.store = AdapterStore(store_config(config), description)
+        self.store = AdapterStore(store_config(config), description, base.device)
         self.store.on_load = metrics.observe_load
         metrics.watch_store(self.store.stats)
-        self._store_threads = ThreadPoolExecutor(8, "overtone-store")
+        # Requests that need an adapter never wait behind uploads.
+        self._lease_threads = ThreadPoolExecutor(4, "overtone-leases")
+        self._store_threads = ThreadPoolExecutor(4, "overtone-store")
         # One thread: a tokenizer must not encode in two at once.
         self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer")
-        self._sessions = SessionTable(loop, metrics, self._store_threads)
+        self._sessions = SessionTable(loop, metrics, self._lease_threads)
         runner = ModelRunner(base, self.engine_config)
         self.engine = Engine(
-            runner.run, base.codec.decode, base.eos_token_ids, self.engine_config, self._sessions.report
+            runner.run, base.codec.decode, base.eos_token_ids, self.engine_config, self._sessions.report, on_death
         )
         self.engine.start()
 
@@ -61,11 +73,14 @@ class Backend:
         """Runs a call of the store in a thread, to its end even if the caller goes away."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._store_threads, work))
 
+    async def begin_upload(self) -> Upload:
+        return await run_abandonable(self._store_threads, self.store.begin_upload, Upload.abort)
+
     async def in_tokenizer(self, work: Callable[[], T]) -> T:
         """Runs work on many tokens in the tokenizer's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer_thread, work)
 
-    async def tokenize(self, prompt: str | tuple[int, ...] | list[dict[str, str]]) -> tuple[int, ...]:
+    async def tokenize(self, prompt: PromptSource) -> tuple[int, ...]:
         """Token ids of any kind of prompt. Raises `PromptTooLong` before tokenising what cannot fit."""
         codec = self.base.codec
         if isinstance(prompt, tuple):
@@ -84,13 +99,13 @@ class Backend:
         """Tokenises, pins the adapter and queues the request."""
         arrival = time.monotonic()
         ids = await self.tokenize(draft.prompt)
-        self._check_prompt(ids, draft.stopping)
+        stopping = self._check_prompt(ids, draft)
         lease = await self._acquire(draft.adapter) if draft.adapter else None
         request = Request(
             request_id=engine_id,
             prompt_ids=ids,
             sampling=draft.sampling,
-            stopping=draft.stopping,
+            stopping=stopping,
             arrival_time=arrival,
             deadline=None if time_remaining is None else arrival + time_remaining,
             adapter=lease.adapter.deltas if lease else None,
@@ -102,10 +117,13 @@ class Backend:
         return Running(request, session, lease.adapter_id if lease else "", lease.adapter.digest if lease else "")
 
     async def _acquire(self, reference: str) -> Lease:
-        return await run_abandonable(self._store_threads, lambda: self.store.acquire(reference), Lease.release)
+        return await run_abandonable(self._lease_threads, lambda: self.store.acquire(reference), Lease.release)
 
-    def _check_prompt(self, ids: tuple[int, ...], stopping: StoppingParams) -> None:
-        limit = self.engine_config.max_context_tokens
+    def _check_prompt(self, ids: tuple[int, ...], draft: Draft) -> StoppingParams:
+        """What the request may generate. Raises if the model cannot take its prompt."""
+        limit, stopping = self.engine_config.max_context_tokens, draft.stopping
+        if draft.length_defaulted and len(ids) < limit:
+            stopping = replace(stopping, max_new_tokens=min(stopping.max_new_tokens, limit - len(ids)))
         if not ids:
             raise InvalidRequest("the prompt is empty: it has no tokens", field="prompt")
         bad = next((token for token in ids if token >= self.base.vocab_size), None)
@@ -119,21 +137,41 @@ class Backend:
                 field="prompt" if len(ids) >= limit else "stopping.max_new_tokens",
                 metadata={"prompt_tokens": str(len(ids)), "max_context_tokens": str(limit)},
             )
+        return stopping
 
     async def warm_up(self) -> None:
-        """One short greedy generation: finds out now, not in a user's request, if the model cannot run."""
-        draft = Draft("warm-up", (0, 0), "", SamplingParams(), StoppingParams(2, ignore_eos=True), False, 0, False)
-        running = await self.start(draft, "warm-up", None)
-        finished = False
-        while not finished:
-            finished = any(event.last for event in await running.session.take())
+        """Short greedy generations without and with an adapter: finds out now, not in a user's request, what cannot run."""
+        for adapter in (None, touching_every_module(self.base)):
+            request = Request(
+                request_id="warm-up",
+                prompt_ids=(0, 0),
+                sampling=SamplingParams(),
+                stopping=StoppingParams(2, ignore_eos=True),
+                arrival_time=time.monotonic(),
+                adapter=adapter,
+            )
+            session = self._sessions.submit(self.engine, request, None)
+            finished = False
+            while not finished:
+                finished = any(event.last for event in await session.take())
 
     def close(self) -> None:
         """Ends what still runs. Blocks."""
         self.engine.stop()
         self._tokenizer_thread.shutdown()
+        self._lease_threads.shutdown()
         self._store_threads.shutdown()
         self.store.close()
+
+
+def touching_every_module(base: BaseModel) -> dict[str, ResidentDelta]:
+    """An adapter of one zero coefficient in each module: it changes nothing and takes every path."""
+    zero, kind = torch.zeros(1), FrameKind.DCT
+    index = torch.zeros(1, dtype=torch.int64)
+    return {
+        name: ResidentDelta(kind, compress(sparse_core(index, index, zero, shape), base.device), kind)
+        for name, shape in base.modules.items()
+    }
 
 
 class BackendSlot:

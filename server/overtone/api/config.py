@@ -17,6 +17,13 @@ def _about(help: str, *, least: float | None = None, most: float | None = None) 
     return {"help": help, "least": least, "most": most}
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """How one server runs. A wrong value raises ConfigError with the field's name."""
@@ -95,10 +102,7 @@ class ServerConfig:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach `host`."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return _is_loopback(self.host)
 
     @property
     def model_folder(self) -> Path:
@@ -150,6 +154,12 @@ class ServerConfig:
                 f"host {self.host} can be reached from other machines: set tls_cert and tls_key, or insecure_bind if "
                 "something else protects it",
                 field="host",
+            )
+        if self.metrics and not (_is_loopback(self.metrics_host) or self.insecure_bind):
+            raise ConfigError(
+                f"metrics_host {self.metrics_host} can be reached from other machines, and metrics have no TLS: set "
+                "insecure_bind if something else protects them",
+                field="metrics_host",
             )
         same_host = self.metrics and self.metrics_host == self.host
         if same_host and self.port and self.port == self.metrics_port:

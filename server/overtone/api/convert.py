@@ -6,17 +6,20 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
 from overtone.engine.types import Finish, FinishReason, SamplingParams, StoppingParams, TokenLogprob
-from overtone.errors import BadSamplingParameter, InvalidRequest
+from overtone.errors import BadSamplingParameter, InvalidRequest, PromptTooLong
 from overtone.v1 import generation_pb2 as pb
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_TOP_N = 20
 MAX_REQUEST_ID_CHARS = 128
+MAX_MESSAGES = 4096
+MAX_ROLE_CHARS = 64
 _MAX_SEED = 2**63
 
 _REASONS = {
@@ -26,21 +29,26 @@ _REASONS = {
 }
 
 
+PromptSource: TypeAlias = str | tuple[int, ...] | list[dict[str, str]]
+"""Text, token ids, or chat messages with role and content."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A generation request that is sound in itself; its prompt is not tokenised and its adapter not resolved yet."""
 
     request_id: str
-    prompt: str | tuple[int, ...] | list[dict[str, str]]
+    prompt: PromptSource
     adapter: str
     sampling: SamplingParams
     stopping: StoppingParams
     logprobs: bool
     top_n: int
     echo_prompt: bool
+    length_defaulted: bool = False  # max_new_tokens is the server's default: to be cut to what the context leaves
 
 
-def draft(request: pb.GenerateRequest, default_max_new_tokens: int) -> Draft:
+def draft(request: pb.GenerateRequest, default_max_new_tokens: int, max_tokens: int) -> Draft:
     """Checks everything that can be checked without the model. Raises `InvalidRequest` naming the field."""
     request_id = request.request_id or secrets.token_hex(8)
     if len(request_id) > MAX_REQUEST_ID_CHARS or not request_id.isprintable():
@@ -50,29 +58,39 @@ def draft(request: pb.GenerateRequest, default_max_new_tokens: int) -> Draft:
         raise BadSamplingParameter(f"response.top_n must be at most {MAX_TOP_N}, not {top_n}", field="response.top_n")
     return Draft(
         request_id=request_id,
-        prompt=prompt(request),
+        prompt=prompt(request, max_tokens),
         adapter=request.adapter,
         sampling=_sampling(request.sampling),
         stopping=_stopping(request.stopping, default_max_new_tokens),
         logprobs=request.response.logprobs or top_n > 0,
         top_n=top_n,
         echo_prompt=request.response.echo_prompt,
+        length_defaulted=request.stopping.max_new_tokens == 0,
     )
 
 
-def prompt(request: pb.GenerateRequest | pb.TokenizeRequest) -> str | tuple[int, ...] | list[dict[str, str]]:
+def prompt(request: pb.GenerateRequest | pb.TokenizeRequest, max_tokens: int) -> PromptSource:
     """Text, token ids or messages, whichever is set."""
     kind = request.WhichOneof("prompt")
     if kind == "text":
         return request.text
     if kind == "chat":
-        if not request.chat.messages:
-            raise InvalidRequest("chat.messages is empty", field="chat.messages")
+        if not 1 <= len(request.chat.messages) <= MAX_MESSAGES:
+            raise InvalidRequest(
+                f"chat needs 1 to {MAX_MESSAGES} messages, not {len(request.chat.messages)}", field="chat.messages"
+            )
         for index, message in enumerate(request.chat.messages):
-            if not message.role:
-                raise InvalidRequest("a chat message needs a role", field=f"chat.messages[{index}].role")
+            if not 1 <= len(message.role) <= MAX_ROLE_CHARS:
+                raise InvalidRequest(
+                    f"a role must have 1 to {MAX_ROLE_CHARS} characters", field=f"chat.messages[{index}].role"
+                )
         return [{"role": m.role, "content": m.content} for m in request.chat.messages]
     if kind == "token_ids" and isinstance(request, pb.GenerateRequest):
+        if len(request.token_ids.ids) > max_tokens:
+            raise PromptTooLong(
+                f"the prompt's {len(request.token_ids.ids)} tokens exceed the context of {max_tokens}",
+                field="token_ids.ids",
+            )
         return tuple(request.token_ids.ids)
     raise InvalidRequest("no prompt: set text, token_ids or chat", field="prompt")
 
@@ -84,7 +102,7 @@ def _sampling(params: pb.SamplingParameters) -> SamplingParams:
             raise BadSamplingParameter(f"sampling.{name} must be {rule}, not {value:g}", field=f"sampling.{name}")
         return float(value)
 
-    temperature = number("temperature", 0.0, lambda v: v == 0 or 0.01 <= v <= 100, "0 (greedy) or from 0.01 to 100")
+    temperature = number("temperature", 0.0, lambda v: v == 0 or 0.00999 <= v <= 100, "0 (greedy) or from 0.01 to 100")
     if params.HasField("seed") and params.seed >= _MAX_SEED:
         raise BadSamplingParameter("sampling.seed must be below 2^63", field="sampling.seed")
     seed = params.seed if params.HasField("seed") else secrets.randbelow(_MAX_SEED)

@@ -12,8 +12,9 @@ from overtone.api.access_log import AccessLog
 from overtone.api.backend import Backend, BackendSlot, Running
 from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft
-from overtone.api.status import Context
+from overtone.api.status import Context, out_of_time
 from overtone.engine.types import Event
+from overtone.errors import DeadlineExceeded
 from overtone.v1 import generation_pb2 as pb
 from overtone.v1 import generation_pb2_grpc as pb_grpc
 
@@ -51,7 +52,8 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         backend = self._backend.get()
         with self._log.request(method, request) as entry:
-            draft = convert.draft(request, self._config.default_max_new_tokens)
+            limit = backend.engine_config.max_context_tokens
+            draft = convert.draft(request, self._config.default_max_new_tokens, limit)
             entry.request_id = draft.request_id
             running = await backend.start(draft, uuid.uuid4().hex, context.time_remaining())
             entry.started(running)
@@ -69,7 +71,8 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
                     yield part
             finally:
                 # Harmless once it has ended; if the client went away it leaves the batch before the next step.
-                backend.engine.cancel(running.request.request_id)
+                error = DeadlineExceeded("the request's deadline passed") if out_of_time(context) else None
+                backend.engine.cancel(running.request.request_id, error)
 
     @staticmethod
     async def _prompt_echo(draft: Draft, running: Running, backend: Backend) -> pb.Prompt | None:
@@ -102,7 +105,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         backend = self._backend.get()
-        ids = await backend.tokenize(convert.prompt(request))
+        ids = await backend.tokenize(convert.prompt(request, backend.engine_config.max_context_tokens))
         texts = await backend.in_tokenizer(lambda: [backend.base.codec.token_text(token) for token in ids])
         return pb.TokenizeResponse(token_ids=ids, tokens=texts)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
 
 from overtone.api.metrics import Metrics
-from overtone.api.status import Context, abort
+from overtone.api.status import Context, abort, out_of_time
 from overtone.errors import EngineError, OvertoneError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,25 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Until no call of our services is under way, or the time is over. Health watches do not count."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
 
     async def intercept_service(
         self,
@@ -47,12 +67,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap_unary(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
-            try:
-                response = await behaviour(request, context)
-            except BaseException as error:
-                await self._fail(name, context, error)
-            self._metrics.count_call(name, "OK")
-            return response
+            with self._counted():
+                try:
+                    response = await behaviour(request, context)
+                except BaseException as error:
+                    await self._fail(name, context, error)
+                self._metrics.count_call(name, "OK")
+                return response
 
         return call
 
@@ -60,23 +81,24 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         self, name: str, behaviour: Callable[..., AsyncIterator[Any]]
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            responses = behaviour(request, context)
-            try:
-                async for response in responses:
-                    yield response
-            except GeneratorExit:
-                await responses.aclose()  # type: ignore[attr-defined]
-                self._metrics.count_call(name, "CANCELLED")
-                raise
-            except BaseException as error:
-                await self._fail(name, context, error)
-            self._metrics.count_call(name, "OK")
+            with self._counted():
+                responses = behaviour(request, context)
+                try:
+                    async for response in responses:
+                        yield response
+                except GeneratorExit:
+                    await responses.aclose()  # type: ignore[attr-defined]
+                    self._metrics.count_call(name, "CANCELLED")
+                    raise
+                except BaseException as error:
+                    await self._fail(name, context, error)
+                self._metrics.count_call(name, "OK")
 
         return call
 
     async def _fail(self, name: str, context: Context, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
-            self._metrics.count_call(name, "CANCELLED")
+            self._metrics.count_call(name, "DEADLINE_EXCEEDED" if out_of_time(context) else "CANCELLED")
             raise error
         if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
             raise error

@@ -9,6 +9,7 @@ import signal
 from overtone.api import access_log
 from overtone.api.config import ServerConfig
 from overtone.api.server import Server
+from overtone.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ async def _serve(config: ServerConfig) -> None:
     await server.start()
     loading = asyncio.create_task(server.load())
     first = asyncio.create_task(signals.get())
+    died = asyncio.create_task(server.died.wait())
     try:
         await asyncio.wait({loading, first}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            await first
+            await asyncio.wait({first, died}, return_when=asyncio.FIRST_COMPLETED)
         log.info("draining", extra={"fields": {"seconds": config.drain_seconds}})
     finally:
         loading.cancel()
@@ -47,3 +49,5 @@ async def _serve(config: ServerConfig) -> None:
             await server.stop(0)
         await stopping
     log.info("stopped")
+    if server.died.is_set():
+        raise EngineError("the engine failed; the log has the reason")

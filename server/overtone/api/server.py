@@ -22,6 +22,7 @@ from overtone.api.config import ServerConfig
 from overtone.api.generation_service import GenerationService
 from overtone.api.interceptor import StatusInterceptor
 from overtone.api.metrics import Metrics
+from overtone.api.threads import run_detached
 from overtone.errors import ConfigError
 from overtone.models.base import BaseModel, load_base_model
 from overtone.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -29,6 +30,8 @@ from overtone.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generat
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 << 20
+_FLUSH_S = 1.0
+"""What the last answers may take to leave."""
 _SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
@@ -46,11 +49,14 @@ class Server:
         self._backend = BackendSlot()
         self._health = health_aio.HealthServicer()
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
+        self.died = asyncio.Event()
+        self._calls = StatusInterceptor(self.metrics)
         self._grpc = grpc.aio.server(
-            interceptors=[StatusInterceptor(self.metrics)],
+            interceptors=[self._calls],
             options=_options(),
-            # The outermost shedding: requests that the engine's own queue has not seen yet.
-            maximum_concurrent_rpcs=config.max_batch + config.max_queue + 256,
+            # Far above what the engine's queue and the uploads' limit let through: those refuse with a reason, this one
+            # only keeps memory bounded, and health checks must never meet it.
+            maximum_concurrent_rpcs=4 * (config.max_batch + config.max_queue) + 1024,
         )
 
     @property
@@ -78,9 +84,13 @@ class Server:
         config = self.config
         if base is None:
             load = partial(load_base_model, config.model, dtype=config.dtype, device=config.device)
-            base = await asyncio.to_thread(load, cache=config.model_folder)
+            base = await run_detached(partial(load, cache=config.model_folder), lambda _: None)
         loop = asyncio.get_running_loop()
-        backend = await asyncio.to_thread(Backend, config, base, self.metrics, loop)
+
+        def on_death() -> None:
+            loop.call_soon_threadsafe(self._engine_died)
+
+        backend = await run_detached(partial(Backend, config, base, self.metrics, loop, on_death), Backend.close)
         try:
             await backend.warm_up()
         except BaseException:
@@ -89,6 +99,12 @@ class Server:
         self._backend.set(backend)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"fields": _describe(backend, self.port, self.metrics_port)})
+
+    def _engine_died(self) -> None:
+        """Nothing can be served any more: say so, and let the owner end the process."""
+        log.critical("the engine is dead; no longer serving")
+        self.died.set()
+        self._farewell = asyncio.ensure_future(self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING))
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Refuses new calls, lets running ones finish for `grace_s` (default: the configuration's drain_seconds), ends
@@ -99,7 +115,10 @@ class Server:
             backend = self._backend.get()
         if backend is not None:
             backend.engine.stop_accepting()
-        await self._grpc.stop(self.config.drain_seconds if grace_s is None else grace_s)
+        grace = self.config.drain_seconds if grace_s is None else grace_s
+        await self._calls.wait_idle(grace)
+        # Not the whole grace again: a health watch never ends by itself.
+        await self._grpc.stop(min(grace, _FLUSH_S))
         # Before the store, which its gauges read.
         if self._metrics_server is not None:
             (http, thread), self._metrics_server = self._metrics_server, None
@@ -117,7 +136,10 @@ class Server:
                 return self._grpc.add_secure_port(address, credentials)
             return self._grpc.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {address}: is the port in use?", field="port") from error
+            raise ConfigError(
+                f"cannot listen on {address}: port in use, host not ours, or bad TLS files",
+                field="port",
+            ) from error
 
     def _start_metrics(self) -> None:
         if not self.config.metrics:

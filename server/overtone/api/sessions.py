@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TypeVar
 
 from overtone.adapters.store import Lease
 from overtone.api.metrics import Metrics
@@ -98,22 +96,3 @@ class SessionTable:
         if session.lease is not None:
             # May delete a file: not on the event loop.
             self._executor.submit(session.lease.release)
-
-
-T = TypeVar("T")
-
-
-async def run_abandonable(executor: Executor, work: Callable[[], T], undo: Callable[[T], object]) -> T:
-    """Runs `work` in a thread. If the caller is cancelled meanwhile, `undo` gets the result that nobody waits for."""
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(executor, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-
-        def discard(done: asyncio.Future[T]) -> None:
-            if not done.cancelled() and done.exception() is None:
-                loop.run_in_executor(executor, undo, done.result())
-
-        future.add_done_callback(discard)
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2
@@ -18,7 +19,9 @@ _MAX_MESSAGE = 2048
 
 def to_status(error: OvertoneError) -> status_pb2.Status:
     """Code, message, ErrorInfo and, where they apply, BadRequest and RetryInfo."""
-    message = error.message if len(error.message) <= _MAX_MESSAGE else error.message[: _MAX_MESSAGE - 3] + "..."
+    message = error.message
+    if len(quote(message)) > _MAX_MESSAGE:  # as gRPC sends it: other letters than ASCII take up to twelve bytes
+        message = error.message[: _MAX_MESSAGE // 12] + "..."
     status = status_pb2.Status(code=code_pb2.Code.Value(error.grpc_code), message=message)
     metadata = {key: value[:256] for key, value in error.metadata.items()}
     if error.field:
@@ -40,6 +43,12 @@ def _pack(
     packed = any_pb2.Any()
     packed.Pack(detail)
     return packed
+
+
+def out_of_time(context: Context) -> bool:
+    """Whether the call's deadline has passed: gRPC cancels the handler then, as it does when the client leaves."""
+    remaining = context.time_remaining()
+    return remaining is not None and remaining <= 0
 
 
 async def abort(context: Context, error: OvertoneError) -> None:
