@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,21 @@ def test_replace_and_delete_let_running_requests_finish(
         assert client.generate("abc", adapter="x", max_new_tokens=8, ignore_eos=True).token_ids == (
             tiny_reference.greedy(other, prompt_ids, 8)
         )
+
+
+def test_a_deleted_adapter_leaves_memory(tiny_server: ThreadServer, tmp_path: Path) -> None:
+    (folder,) = make_adapters(tmp_path / "made", tiny_server.base.modules, 1, n=40).values()
+    with tiny_server.client() as client:
+        client.adapters.load(folder, id="x")
+        with tiny_server.server.backend.store.acquire("x") as lease:
+            core = weakref.ref(next(iter(lease.adapter.deltas.values())).core.values)
+        del lease
+        client.generate("abc", adapter="x", max_new_tokens=4, ignore_eos=True)
+        assert core() is not None
+        client.adapters.delete("x")
+        for _ in range(200):
+            gc.collect()
+            if core() is None:
+                break
+            time.sleep(0.05)
+        assert core() is None, "somebody still holds the adapter's tensors"

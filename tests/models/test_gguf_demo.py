@@ -14,7 +14,8 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.models.base import BaseModel, load_base_model, model_source
-from overtone.models.gguf import converted_folder, demo_gguf
+from overtone.models.gguf import converted_folder, demo_gguf, tokenizer_of
+from overtone.models.tokenizer import TextCodec
 from support.demo import demo_cache, needs_demo
 from support.recorder import Recorder, serve
 from support.requests import make_request
@@ -46,6 +47,12 @@ def test_token_ids(demo: BaseModel, digits_first: Tokenizer, text: str) -> None:
     ids = demo.codec.encode(text)
     assert ids == digits_first.encode(text).ids
     assert demo.codec.decode(ids) == text
+
+
+def test_the_conversion_of_today_gives_the_same_ids(demo: BaseModel) -> None:
+    """The converted model is kept between runs; the conversion itself must be tested too."""
+    fresh = TextCodec(tokenizer_of(demo_gguf()))
+    assert [fresh.encode(text) for text in TEXTS] == [demo.codec.encode(text) for text in TEXTS]
 
 
 def test_digits_stand_alone(demo: BaseModel) -> None:

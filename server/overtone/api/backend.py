@@ -65,7 +65,13 @@ class Backend:
         self._sessions = SessionTable(loop, metrics, self._lease_threads)
         runner = ModelRunner(base, self.engine_config)
         self.engine = Engine(
-            runner.run, base.codec.decode, base.eos_token_ids, self.engine_config, self._sessions.report, on_death
+            runner.run,
+            base.codec.decode,
+            base.eos_token_ids,
+            self.engine_config,
+            self._sessions.report,
+            on_death=on_death,
+            on_idle=runner.forget,
         )
         self.engine.start()
 

@@ -33,7 +33,7 @@ Runner = Callable[[StepPlan], torch.Tensor]
 
 class Engine:
     """Continuous batching over `run`. `report` is called from the engine's thread, once after every step; `on_death` once
-    if the engine cannot go on."""
+    if the engine cannot go on; `on_idle` when nothing is left to do."""
 
     def __init__(
         self,
@@ -43,12 +43,14 @@ class Engine:
         config: EngineConfig,
         report: Callable[[StepReport], None],
         on_death: Callable[[], None] = lambda: None,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._decode = decode
         self._config = config
         self._report = report
         self._on_death = on_death
+        self._on_idle = on_idle
         self._failed_steps = 0
         self._scheduler = Scheduler(config)
         self._builder = EventBuilder(eos_token_ids)
@@ -133,6 +135,7 @@ class Engine:
             with self._wake:
                 idle = not self._scheduler.running and not self._scheduler.waiting
                 if idle and not self._submitted and not self._cancelled and not self._stopping:
+                    self._on_idle()
                     self._wake.wait()
                 submitted, self._submitted = self._submitted, []
                 cancelled, self._cancelled = self._cancelled, {}

@@ -44,6 +44,10 @@ class ModelRunner:
         logits: torch.Tensor = output.logits[0].float()
         return logits
 
+    def forget(self) -> None:
+        """Lets go of the adapters of the last batch: their leases have ended."""
+        self._bags = BagCache()
+
     def _clear(self, pages: tuple[int, ...]) -> None:
         """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""
         if pages:

