@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,3 +108,5 @@ def configure(log_format: str, level: str) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # torch says so once of an operator that has a reference twin and tests here.
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")

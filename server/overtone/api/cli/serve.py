@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -32,6 +34,8 @@ def serve(ctx: click.Context, /, print_config: bool, **values: Any) -> None:
         server_config(values)
         return
     config = server_config(values)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are for a terminal, not for a log
     # Loads torch and transformers: not before the settings are known to be right.
     from overtone.api.serve import run
 
