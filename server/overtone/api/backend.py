@@ -137,7 +137,7 @@ class Backend:
             raise InvalidRequest(
                 f"token id {bad} is not below the vocabulary's size {self.base.vocab_size}", field="token_ids.ids"
             )
-        if len(ids) >= limit or len(ids) + stopping.max_new_tokens > limit:
+        if len(ids) + stopping.max_new_tokens > limit:
             raise PromptTooLong(
                 f"the prompt's {len(ids)} tokens and max_new_tokens {stopping.max_new_tokens} exceed the context of {limit}",
                 field="prompt" if len(ids) >= limit else "stopping.max_new_tokens",

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from overtone.engine.config import check_step_tokens
 from overtone.errors import ConfigError
 
 MIB = 1 << 20
@@ -122,12 +123,7 @@ class ServerConfig:
         return self.max_adapter_mib * MIB
 
     def _check_limits(self) -> None:
-        if self.max_step_tokens < self.max_batch:
-            raise ConfigError(
-                f"max_step_tokens ({self.max_step_tokens}) must not be below max_batch ({self.max_batch}): every running "
-                "request decodes one token a step",
-                field="max_step_tokens",
-            )
+        check_step_tokens(self.max_step_tokens, self.max_batch)
         if self.max_adapter_mib > self.adapter_memory_mib:
             raise ConfigError(
                 f"max_adapter_mib ({self.max_adapter_mib}) must not exceed adapter_memory_mib "

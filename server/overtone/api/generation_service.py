@@ -116,7 +116,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             name=base.name,
             architecture=base.architecture,
             fingerprint=base.fingerprint,
-            dtype=str(base.dtype).removeprefix("torch."),
+            dtype=base.dtype_name,
             device=str(base.device),
             vocab_size=base.vocab_size,
             max_context_tokens=backend.engine_config.max_context_tokens,

@@ -23,7 +23,7 @@ from overtone.api.generation_service import GenerationService
 from overtone.api.interceptor import StatusInterceptor
 from overtone.api.metrics import Metrics
 from overtone.api.threads import run_detached
-from overtone.errors import ConfigError
+from overtone.errors import ConfigError, EngineStarting
 from overtone.models.base import BaseModel, load_base_model
 from overtone.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 
@@ -111,7 +111,7 @@ class Server:
         the rest, then closes everything."""
         await self._health.enter_graceful_shutdown()
         backend = None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(EngineStarting):
             backend = self._backend.get()
         if backend is not None:
             backend.engine.stop_accepting()
@@ -185,7 +185,7 @@ def _describe(backend: Backend, port: int, metrics_port: int) -> dict[str, objec
         "metrics_port": metrics_port,
         "model": base.name,
         "architecture": base.architecture,
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": base.dtype_name,
         "device": str(base.device),
         "max_context_tokens": backend.engine_config.max_context_tokens,
         "adapters": backend.store.stats().registered_count,

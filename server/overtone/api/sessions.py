@@ -15,7 +15,8 @@ from overtone.engine.types import Event, Request, StepReport
 class Session:
     """The events of one generation. A slow reader finds several at once: nothing piles up as messages."""
 
-    def __init__(self, lease: Lease | None) -> None:
+    def __init__(self, arrival_time: float, lease: Lease | None) -> None:
+        self.arrival_time = arrival_time
         self.lease = lease
         self.last_token_time: float | None = None
         self._events: list[Event] = []
@@ -45,7 +46,6 @@ class SessionTable:
         self._metrics = metrics
         self._executor = executor
         self._sessions: dict[str, Session] = {}
-        self._arrivals: dict[str, float] = {}
 
     def report(self, report: StepReport) -> None:
         """For the engine's thread."""
@@ -53,9 +53,7 @@ class SessionTable:
 
     def submit(self, engine: Engine, request: Request, lease: Lease | None) -> Session:
         """Queues a request. The session keeps the adapter pinned until its last event, whoever reads it."""
-        session = Session(lease)
-        self._sessions[request.request_id] = session
-        self._arrivals[request.request_id] = request.arrival_time
+        session = self._sessions[request.request_id] = Session(request.arrival_time, lease)
         try:
             engine.submit(request)
         except BaseException:
@@ -79,7 +77,7 @@ class SessionTable:
     def _measure(self, event: Event, session: Session, now: float) -> None:
         if event.token_ids:
             if session.last_token_time is None:
-                self._metrics.observe_first_token(now - self._arrivals[event.request_id])
+                self._metrics.observe_first_token(now - session.arrival_time)
             else:
                 self._metrics.observe_inter_token(now - session.last_token_time)
             session.last_token_time = now
@@ -92,7 +90,6 @@ class SessionTable:
 
     def _close(self, request_id: str) -> None:
         session = self._sessions.pop(request_id)
-        self._arrivals.pop(request_id)
         if session.lease is not None:
             # May delete a file: not on the event loop.
             self._executor.submit(session.lease.release)

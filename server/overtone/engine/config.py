@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from overtone.errors import ConfigError
 
 
+def check_step_tokens(max_step_tokens: int, max_batch: int) -> None:
+    """Raises `ConfigError` if a full batch does not fit into a step."""
+    if max_step_tokens < max_batch:
+        raise ConfigError(
+            f"max_step_tokens ({max_step_tokens}) must not be below max_batch ({max_batch}): every running request "
+            "decodes one token a step",
+            field="max_step_tokens",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """max_batch: requests in one step; max_step_tokens: packed tokens in one step; cache_pages: pages of the KV cache
@@ -23,12 +33,7 @@ class EngineConfig:
         for name in ("max_batch", "max_step_tokens", "max_context_tokens", "page_tokens", "cache_pages", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", field=name)
-        if self.max_step_tokens < self.max_batch:
-            raise ConfigError(
-                f"max_step_tokens ({self.max_step_tokens}) must not be below max_batch ({self.max_batch}): every running "
-                "request decodes one token a step",
-                field="max_step_tokens",
-            )
+        check_step_tokens(self.max_step_tokens, self.max_batch)
         if self.cache_pages * self.page_tokens < self.max_context_tokens:
             raise ConfigError(
                 f"the KV cache holds {self.cache_pages * self.page_tokens} tokens, less than one context of "

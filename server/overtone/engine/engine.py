@@ -1,7 +1,7 @@
 """The engine's thread: schedule, run, postprocess, report; one call to the outside per step.
 
-Other threads use `submit`, `cancel`, `drain` and `stop`; everything else belongs to the engine's own thread. Knows nothing
-of gRPC or of how adapters come into memory.
+Other threads use `submit`, `cancel`, `stop_accepting` and `stop`; everything else belongs to the engine's own thread.
+Knows nothing of gRPC or of how adapters come into memory.
 """
 
 from __future__ import annotations

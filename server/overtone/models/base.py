@@ -52,23 +52,27 @@ class BaseModel:
         return type(self.model).__name__
 
     @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 def load_base_model(name: str, *, dtype: str = "auto", device: str = "auto", cache: Path) -> BaseModel:
     """Loads `name`: "demo", a local folder, a GGUF file or a hub id. `cache`: where converted GGUF files are kept."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    source = model_source(name, cache)
     torch_device = _device(device)
     torch_dtype = _DTYPES[dtype] if dtype != "auto" else best_dtype(torch_device)
-    config = _load_config(source, name)
-    check_supported(config)
     with _loading(name):
+        source = model_source(name, cache)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_supported(config)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=torch_dtype, trust_remote_code=False
@@ -79,24 +83,15 @@ def load_base_model(name: str, *, dtype: str = "auto", device: str = "auto", cac
 def model_source(name: str, cache: Path) -> str:
     """What transformers loads for `name`: a folder or a hub id. Raises `ConfigError` for what cannot be a model."""
     if name == "demo":
-        with _loading(name):
-            return str(gguf.converted_folder(gguf.demo_gguf(), cache))
+        return str(gguf.converted_folder(gguf.demo_gguf(), cache))
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ConfigError(f"no such GGUF file: {name}", field="model")
-        with _loading(name):
-            return str(gguf.converted_folder(path, cache))
+        return str(gguf.converted_folder(path, cache))
     if path.is_dir() and not (path / "config.json").is_file():
         raise ConfigError(f"{name} has no config.json: not a model folder", field="model")
     return name
-
-
-def _load_config(source: str, name: str) -> Any:
-    from transformers import AutoConfig
-
-    with _loading(name):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 @contextmanager
