@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
-from overtone.adapters.residency import Residency, ResidentAdapter
+from overtone.adapters.residency import Residency
+from overtone.adapters.resident import ResidentAdapter
 from overtone.errors import AdapterMemoryFull, StoreFailed
 
 SIZES = {"a": 40, "b": 40, "c": 40, "d": 100, "e": 101}
@@ -23,10 +26,12 @@ class Loader:
         return ResidentAdapter(digest, "loca", {}, SIZES[digest])
 
 
-def use(residency: Residency, digest: str) -> ResidentAdapter:
-    residency.retain(digest)
+def use(
+    residency: Residency, digest: str, loader: Callable[[str], ResidentAdapter] | None = None, *, temporary: bool = False
+) -> ResidentAdapter:
+    residency.retain(digest, temporary=temporary)
     try:
-        return residency.load(digest, SIZES[digest])
+        return residency.load(digest, SIZES[digest], partial(loader or Loader(), digest))
     finally:
         residency.release(digest)
 
@@ -36,7 +41,7 @@ def resident(residency: Residency) -> str:
 
 
 def test_least_recently_used_goes_first() -> None:
-    residency = Residency(100, Loader())
+    residency = Residency(100)
     for digest in "abac":
         use(residency, digest)
     assert resident(residency) == "ac"
@@ -48,7 +53,7 @@ def test_least_recently_used_goes_first() -> None:
 
 
 def test_leased_and_pinned_stay_and_nothing_is_evicted_in_vain() -> None:
-    residency = Residency(100, Loader())
+    residency = Residency(100)
     residency.set_pinned({"a"})
     use(residency, "a")
     use(residency, "b")
@@ -69,9 +74,9 @@ def test_leased_and_pinned_stay_and_nothing_is_evicted_in_vain() -> None:
 
 def test_larger_than_all_memory_never_fits() -> None:
     loader = Loader()
-    residency = Residency(100, loader)
+    residency = Residency(100)
     with pytest.raises(AdapterMemoryFull, match="never fits") as caught:
-        use(residency, "e")
+        use(residency, "e", loader)
     assert caught.value.retry_after_s is None
     assert loader.loaded == []
 
@@ -85,9 +90,9 @@ def test_one_load_for_all_who_ask_and_digests_side_by_side() -> None:
         both.wait(60)
         return loader(digest)
 
-    residency = Residency(100, slow)
+    residency = Residency(100)
     with ThreadPoolExecutor(16) as pool:
-        futures = [pool.submit(use, residency, digest) for digest in "ab" * 8]
+        futures = [pool.submit(use, residency, digest, slow) for digest in "ab" * 8]
         both.wait(60)
         got = [future.result() for future in futures]
     assert sorted(loader.loaded) == ["a", "b"]
@@ -105,9 +110,9 @@ def test_a_failed_load_reaches_all_waiters_and_the_next_call_tries_again() -> No
             raise StoreFailed("no disk")
         return ResidentAdapter(digest, "loca", {}, 40)
 
-    residency = Residency(100, load)
+    residency = Residency(100)
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(use, residency, "a") for _ in range(4)]
+        futures = [pool.submit(use, residency, "a", load) for _ in range(4)]
         assert begun.wait(60)
         assert residency.state("a") == "loading"
         while not all(future.running() for future in futures) or residency._entries["a"].leases < 4:
@@ -117,13 +122,13 @@ def test_a_failed_load_reaches_all_waiters_and_the_next_call_tries_again() -> No
     assert residency.stats(0).resident_bytes == 0
     assert residency.state("a") == "stored"
     broken[0] = False
-    assert use(residency, "a").digest == "a"
+    assert use(residency, "a", load).digest == "a"
 
 
 def test_drop_waits_for_the_last_lease() -> None:
-    residency = Residency(100, Loader())
+    residency = Residency(100)
     residency.retain("a")
-    residency.load("a", 40)
+    residency.load("a", 40, partial(Loader(), "a"))
     assert not residency.drop("a")
     residency.release("a")
     assert residency.drop("a")
@@ -132,7 +137,7 @@ def test_drop_waits_for_the_last_lease() -> None:
 
 
 def test_many_threads_never_exceed_the_budget() -> None:
-    residency = Residency(100, Loader())
+    residency = Residency(100)
     problems: list[str] = []
 
     def play(seed: int) -> None:
@@ -141,7 +146,7 @@ def test_many_threads_never_exceed_the_budget() -> None:
             digest = rng.choice("abcd")
             residency.retain(digest)
             try:
-                if residency.load(digest, SIZES[digest]).digest != digest:
+                if residency.load(digest, SIZES[digest], partial(Loader(), digest)).digest != digest:
                     problems.append("another adapter")
                 if residency.state(digest) != "resident":
                     problems.append("evicted under a lease")
@@ -157,3 +162,42 @@ def test_many_threads_never_exceed_the_budget() -> None:
     stats = residency.stats(0)
     assert stats.leased_count == 0
     assert stats.resident_bytes == sum(SIZES[d] for d in resident(residency))
+
+
+def test_temporary_adapters_go_first() -> None:
+    residency = Residency(100)
+    use(residency, "a")
+    use(residency, "b", temporary=True)
+    use(residency, "c")
+    assert resident(residency) == "ac"
+    use(residency, "b", temporary=True)
+    assert resident(residency) == "bc"
+    use(residency, "b")  # somebody has stored it meanwhile
+    use(residency, "a", temporary=True)
+    assert resident(residency) == "ab"
+
+
+def test_what_adapters_share_counts_once_and_until_the_last_is_gone() -> None:
+    shared = {"a": {"x": 10}, "b": {"x": 15, "y": 5}}
+
+    def load(digest: str) -> ResidentAdapter:
+        return ResidentAdapter(digest, "vera", {}, 20, shared[digest])
+
+    residency = Residency(100)
+    used = []
+    for digest in "ab":
+        use(residency, digest, load)
+        used.append(residency.stats(0).resident_bytes)
+    assert used == [30, 60]  # x is larger in b, and nobody needs both
+    assert residency.drop("b")
+    assert residency.stats(0).resident_bytes == 35
+    assert residency.drop("a")
+    assert residency.stats(0).resident_bytes == 0
+
+
+def test_a_load_that_shares_more_than_fits_makes_others_go() -> None:
+    residency = Residency(100)
+    use(residency, "a")
+    use(residency, "b", lambda digest: ResidentAdapter(digest, "vera", {}, 40, {"x": 50}))
+    assert resident(residency) == "b"
+    assert residency.stats(0).resident_bytes == 90

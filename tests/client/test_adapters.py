@@ -56,7 +56,7 @@ def test_a_missing_file_is_named(ask: Driver, server: FakeServer, folder: Path, 
 
 def test_pickle_is_refused(ask: Driver, folder: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(InvalidAdapter, match=r"pickle.*convert it to safetensors"):
+    with pytest.raises(InvalidAdapter, match=r"pickle.*overtone adapters convert"):
         ask(lambda client: client.adapters.load(folder, id="mine"))
     with pytest.raises(InvalidAdapter, match="not a folder"):
         ask(lambda client: client.adapters.load(folder / "none", id="mine"))

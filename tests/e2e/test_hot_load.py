@@ -102,7 +102,7 @@ def test_a_deleted_adapter_leaves_memory(tiny_server: ThreadServer, tmp_path: Pa
     with tiny_server.client() as client:
         client.adapters.load(folder, id="x")
         with tiny_server.server.backend.store.acquire("x") as lease:
-            core = weakref.ref(next(iter(lease.adapter.deltas.values())).core.values)
+            core = weakref.ref(next(iter(lease.adapter.deltas.values())).terms[0].core.values)
         del lease
         client.generate("abc", adapter="x", max_new_tokens=4, ignore_eos=True)
         assert core() is not None

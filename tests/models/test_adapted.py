@@ -13,8 +13,10 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.engine.scheduler import StepPlan
-from overtone.models.adapted import AdaptedLinear, StepSlot, wrap_linears
-from overtone.models.adapter_step import AdapterStep, BagCache, FrameBank, Segment
+from overtone.kernels import FrameBank
+from overtone.models.adapted import AdaptedLinear, StepSlot, wrap_layers
+from overtone.models.adapter_step import AdapterStep, Segment
+from overtone.models.channels import BagCache, DecodeBatch
 from support.deltas import RandomAdapter, merge, random_adapter
 from support.recorder import Recorder, drip
 from support.requests import make_request
@@ -152,11 +154,15 @@ def test_plans_follow_the_batch() -> None:
 def test_plans_are_kept_only_for_the_same_adapters() -> None:
     cache = BagCache()
     first, second = random_adapter(SHAPES, ALL, seed=1).deltas, random_adapter(SHAPES, ALL, seed=1).deltas
-    batch = cache.batch([first, second])
-    assert cache.batch([first, second]) is batch
+
+    def batch(*adapters: Any) -> DecodeBatch:
+        return cache.batch(cache.outlines(adapters), torch.device("cpu"))
+
+    kept = batch(first, second)
+    assert batch(first, second) is kept
     # Another adapter is another adapter, even one that compares equal.
-    assert cache.batch([first, dict(second)]) is not batch
-    assert cache.batch([first]).plans == {}
+    assert batch(first, dict(second)) is not kept
+    assert batch(first) is not kept
 
 
 def test_recycled_memory_brings_back_no_plans() -> None:
@@ -186,7 +192,7 @@ def test_changed_inputs_are_analysed_again() -> None:
 def test_wrapped_layers_keep_their_names_and_weights() -> None:
     model = nn.ModuleDict({"block": nn.ModuleDict({"a": nn.Linear(4, 6), "b": nn.Linear(6, 4, bias=False)})})
     weight = model.get_submodule("block.a").weight
-    wrap_linears(model, ["block.a"], StepSlot())
+    wrap_layers(model, ["block.a"], StepSlot())
     wrapped = model.get_submodule("block.a")
     assert isinstance(wrapped, AdaptedLinear)
     assert wrapped.name == "block.a"

@@ -31,8 +31,8 @@ def requests(prefix: str = "r", count: int = 8) -> list[Any]:
 
 def poisoned_adapter(base: BaseModel, module: str) -> RandomAdapter:
     adapter = random_adapter(base.modules, [module], nnz=4)
-    adapter.deltas[module].core.values.fill_(math.nan)
-    adapter.deltas[module].core.matrix.values().fill_(math.nan)
+    adapter.deltas[module].terms[0].core.values.fill_(math.nan)
+    adapter.deltas[module].terms[0].core.matrix.values().fill_(math.nan)
     return adapter
 
 

@@ -133,7 +133,8 @@ def test_a_saved_folder_loads_as_the_same_model(tmp_path: Any) -> None:
     assert loaded.modules["model.layers.1.self_attn.q_proj"] == (96, 64)
     assert loaded.modules["model.layers.0.self_attn.k_proj"] == (48, 64)
     assert loaded.modules["model.layers.0.mlp.down_proj"] == (64, 96)
-    assert "lm_head" not in loaded.modules
+    assert loaded.modules["lm_head"] == (loaded.vocab_size, 64)
+    assert loaded.embeddings == {"model.embed_tokens": (64, loaded.vocab_size)}
     assert (loaded.eos_token_ids, loaded.max_context_tokens, loaded.num_kv_heads, loaded.head_dim) == ({0}, 512, 2, 24)
     # 2 layers, keys and values, 2 heads of 24, 4 bytes
     assert loaded.kv_bytes_per_token == 2 * 2 * 2 * 24 * 4

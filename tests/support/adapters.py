@@ -11,10 +11,31 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from overtone.adapters import AdapterRecord, AdapterStore, BaseDescription, StoreConfig
+from overtone.adapters import (
+    AdapterFiles,
+    AdapterRecord,
+    AdapterStore,
+    BaseDescription,
+    ParsedAdapter,
+    ParserContext,
+    StoreConfig,
+    parse_adapter,
+)
+from overtone.adapters.files import DOCUMENTATION, layout_of
 from support.oracle import dense_delta
 
-__all__ = ["BASE", "SHAPES", "dense_delta", "files_of", "make_loca_folder", "make_sdctft_folder", "open_store", "put"]
+__all__ = [
+    "BASE",
+    "SHAPES",
+    "adapter_files",
+    "dense_delta",
+    "files_of",
+    "make_loca_folder",
+    "make_sdctft_folder",
+    "open_store",
+    "parse",
+    "put",
+]
 
 SHAPES: dict[str, tuple[int, int]] = {
     f"model.layers.{layer}.{name}": shape
@@ -99,9 +120,20 @@ def _write(
     return folder
 
 
+def adapter_files(folder: Path) -> AdapterFiles:
+    """Both files of a folder, in whichever layout."""
+    layout = layout_of({path.name for path in folder.iterdir()} - DOCUMENTATION)
+    return AdapterFiles((folder / layout.config).read_bytes(), (folder / layout.weights).read_bytes(), layout)
+
+
 def files_of(folder: Path) -> tuple[bytes, bytes]:
-    """(adapter_config.json, adapter_model.safetensors)"""
-    return (folder / "adapter_config.json").read_bytes(), (folder / "adapter_model.safetensors").read_bytes()
+    """(configuration, weights)"""
+    files = adapter_files(folder)
+    return files.config, files.weights
+
+
+def parse(config: bytes, weights: bytes, base: BaseDescription = BASE, *, strict_base: bool = False) -> ParsedAdapter:
+    return parse_adapter(AdapterFiles(config, weights), ParserContext(base), strict_base=strict_base)
 
 
 def open_store(root: Path, *, base: BaseDescription = BASE, **changes: Any) -> AdapterStore:
@@ -113,7 +145,8 @@ def open_store(root: Path, *, base: BaseDescription = BASE, **changes: Any) -> A
 def put(store: AdapterStore, folder: Path, adapter_id: str, **options: Any) -> AdapterRecord:
     """Uploads the files of `folder` in small chunks."""
     with store.begin_upload() as upload:
-        for name, data in zip(("adapter_config.json", "adapter_model.safetensors"), files_of(folder), strict=True):
+        files = adapter_files(folder)
+        for name, data in ((files.layout.config, files.config), (files.layout.weights, files.weights)):
             for start in range(0, len(data), 1000):
                 upload.write(name, data[start : start + 1000])
         commit: Callable[..., AdapterRecord] = store.commit_upload

@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 
-from overtone.kernels import CsrCore, Delta, FrameKind, compress, reference
+from overtone.kernels import DCT, Delta, Frame, PreparedCore, Term, prepare, reference
 from support.cores import random_core
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedTerm:
+    analysis: Frame
+    core: PreparedCore
+    synthesis: Frame
+    gain: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    analysis: FrameKind
-    core: CsrCore
-    synthesis: FrameKind
+    terms: tuple[PreparedTerm, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +42,8 @@ def random_adapter(
     dense: dict[str, torch.Tensor] = {}
     for i, name in enumerate(names):
         core = random_core(modules[name], nnz + i % 3, generator)
-        deltas[name] = Prepared(FrameKind.DCT, compress(core), FrameKind.DCT)
-        dense[name] = reference.dense_delta(Delta(FrameKind.DCT, core, FrameKind.DCT))
+        deltas[name] = Prepared((PreparedTerm(DCT, prepare(core), DCT),))
+        dense[name] = reference.dense_delta(Delta((Term(DCT, core, DCT),), modules[name]))
     return RandomAdapter(deltas, dense)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -11,11 +12,14 @@ import uuid
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-from overtone.adapters.blob import digest_of
 from overtone.adapters.failures import operation
 from overtone.errors import ConfigError, StoreCorrupted
 
 _BLOB_NAME = re.compile(r"([0-9a-f]{64})\.safetensors")
+
+
+def digest_of(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
 
 
 class BlobFolder:
@@ -47,6 +51,9 @@ class BlobFolder:
 
     def path(self, digest: str) -> Path:
         return self._blobs / digest[:2] / f"{digest}.safetensors"
+
+    def has(self, digest: str) -> bool:
+        return self.path(digest).exists()
 
     def digests(self) -> Iterator[str]:
         """Of all blobs on disk, whether or not anything refers to them."""

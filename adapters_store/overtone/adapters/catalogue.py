@@ -92,13 +92,17 @@ class Catalogue:
             _change(db, old, old.digest, pinned, old.labels if labels is None else labels)
             return rows.existing(db, adapter_id)
 
-    def delete(self, adapter_id: str, etag: str) -> tuple[str, ...]:
-        """Forgets an id; returns the digests that it had. Raises `AdapterNotFound`, `EtagMismatch`."""
+    def delete(self, adapter_id: str, etag: str) -> dict[str, list[str]]:
+        """Forgets an id; returns the digests that it had, each with its shared blobs.
+
+        Raises `AdapterNotFound`, `EtagMismatch`.
+        """
         with self._writing("delete an adapter") as db:
             old = rows.existing(db, adapter_id, etag)
+            freed = {digest: rows.shared_of(db, digest) for digest in old.versions}
             db.execute("DELETE FROM adapters WHERE id = ?", (adapter_id,))
             rows.forget_unused(db, old.versions)
-            return old.versions
+            return freed
 
     def get(self, adapter_id: str, etag: str = "") -> AdapterRecord:
         with self._reading() as db:
@@ -147,12 +151,18 @@ class Catalogue:
             return int(db.execute("SELECT count(*) FROM adapters").fetchone()[0])
 
     def digests(self) -> set[str]:
+        """Of all blobs that are referred to."""
         with self._reading() as db:
-            return {str(row[0]) for row in db.execute("SELECT digest FROM versions")}
+            query = "SELECT digest FROM versions UNION SELECT shared FROM shared_blobs"
+            return {str(row[0]) for row in db.execute(query)}
 
     def refers_to(self, digest: str) -> bool:
         with self._reading() as db:
             return db.execute("SELECT 1 FROM versions WHERE digest = ?", (digest,)).fetchone() is not None
+
+    def refers_to_shared(self, digest: str) -> bool:
+        with self._reading() as db:
+            return db.execute("SELECT 1 FROM shared_blobs WHERE shared = ? LIMIT 1", (digest,)).fetchone() is not None
 
 
 def already_exists(adapter_id: str) -> AdapterExists:

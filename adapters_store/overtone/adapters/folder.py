@@ -12,23 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overtone.adapters.failures import operation
-from overtone.adapters.files import (
-    CONFIG_FILE,
-    DOCUMENTATION,
-    FILE_NAMES,
-    MAX_CONFIG_BYTES,
-    WEIGHTS_FILE,
-    check_file_name,
-)
+from overtone.adapters.files import DOCUMENTATION, MAX_CONFIG_BYTES, AdapterFiles, layout_of
 from overtone.adapters.text import shown
-from overtone.errors import InvalidAdapter, PathRefused, TooLarge
+from overtone.errors import PathRefused, TooLarge
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def read_folder(roots: Sequence[Path], path: str, max_bytes: int) -> tuple[bytes, bytes]:
-    """(adapter_config.json, adapter_model.safetensors) of the folder `path` below the first of `roots` that has it.
+def read_folder(roots: Sequence[Path], path: str, max_bytes: int) -> AdapterFiles:
+    """The files of the folder `path` below the first of `roots` that has it.
 
     Raises `PathRefused` for anything that is not plainly inside, `InvalidAdapter` for a folder with other or missing
     files, `TooLarge` before reading more than `max_bytes`.
@@ -40,7 +33,7 @@ def read_folder(roots: Sequence[Path], path: str, max_bytes: int) -> tuple[bytes
         folder = _open_below(root, parts, path)
         if folder is not None:
             try:
-                return _read_files(folder, path, max_bytes)
+                return _read_files(folder, max_bytes)
             finally:
                 os.close(folder)
     raise PathRefused(f"no allowed directory has a folder {shown(path)!r}", field="path")
@@ -82,16 +75,12 @@ def _open_below(root: Path, parts: Sequence[str], path: str) -> int | None:
     return handle
 
 
-def _read_files(folder: int, path: str, max_bytes: int) -> tuple[bytes, bytes]:
+def _read_files(folder: int, max_bytes: int) -> AdapterFiles:
     with operation("list an adapter folder"):
         names = sorted(set(os.listdir(folder)) - DOCUMENTATION)
-    for name in names:
-        check_file_name(name)
-    for name in FILE_NAMES:
-        if name not in names:
-            raise InvalidAdapter(f"{name} is missing in {shown(path)!r}", field=name)
-    config = _read_file(folder, CONFIG_FILE, min(MAX_CONFIG_BYTES, max_bytes))
-    return config, _read_file(folder, WEIGHTS_FILE, max_bytes - len(config))
+    layout = layout_of(names)
+    config = _read_file(folder, layout.config, min(MAX_CONFIG_BYTES, max_bytes))
+    return AdapterFiles(config, _read_file(folder, layout.weights, max_bytes - len(config)), layout)
 
 
 def _read_file(folder: int, name: str, max_bytes: int) -> bytes:

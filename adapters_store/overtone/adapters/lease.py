@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from overtone.adapters.residency import ResidentAdapter
+from overtone.adapters.resident import ResidentAdapter
 
 
 class Lease:

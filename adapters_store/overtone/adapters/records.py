@@ -33,6 +33,7 @@ class AdapterRecord:
     parameter_count: int
     base_model_name_or_path: str
     warnings: tuple[str, ...]
+    basis: str
     create_time: datetime
     update_time: datetime
     etag: str
@@ -41,7 +42,8 @@ class AdapterRecord:
 
 @dataclass(frozen=True)
 class Version:
-    """One immutable content: everything about it that the blob's digest fixes."""
+    """One immutable content: everything about it that the blob's digest fixes. `shared`: digests of blobs that it refers
+    to."""
 
     digest: str
     family: str
@@ -51,6 +53,8 @@ class Version:
     parameter_count: int
     base_model_name_or_path: str
     warnings: tuple[str, ...]
+    basis: str = ""
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

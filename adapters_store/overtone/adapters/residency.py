@@ -1,52 +1,32 @@
 """Adapters in memory: loaded once however many ask, evicted least recently used first, never while in use.
 
-Knows digests and sizes; what a load does is its caller's function.
+Knows digests and sizes; what a load does is its caller's function. Temporary adapters, which exist in memory only,
+are evicted before all others.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from overtone.adapters.records import StoreStats
+from overtone.adapters.resident import ResidentAdapter
 from overtone.errors import AdapterMemoryFull
-from overtone.kernels import CsrCore, Delta, FrameKind, compress
 
 State = Literal["stored", "loading", "resident"]
 _RETRY_AFTER_S = 1.0
 
 
-@dataclass(frozen=True)
-class ResidentDelta:
-    """A `Delta` ready to be applied."""
+@dataclass
+class _Shared:
+    """What several adapters in memory use. nbytes: counted once."""
 
-    analysis: FrameKind
-    core: CsrCore
-    synthesis: FrameKind
-
-
-@dataclass(frozen=True, eq=False)
-class ResidentAdapter:
-    """One version in memory; equal only to itself. `nbytes`: of all its cores."""
-
-    digest: str
-    family: str
-    deltas: Mapping[str, ResidentDelta]
     nbytes: int
-
-
-def make_resident(
-    digest: str, family: str, deltas: Mapping[str, Delta], device: torch.device | None = None
-) -> ResidentAdapter:
-    """`deltas` in the form that the engine applies, in the memory of `device`."""
-    ready = {name: ResidentDelta(d.analysis, compress(d.core, device), d.synthesis) for name, d in deltas.items()}
-    return ResidentAdapter(digest, family, ready, sum(d.core.nbytes for d in ready.values()))
+    users: int = 0
 
 
 @dataclass
@@ -57,22 +37,25 @@ class _Entry:
     nbytes: int = 0
     adapter: ResidentAdapter | None = None
     loading: Future[ResidentAdapter] | None = None
+    temporary: bool = False
 
 
 class Residency:
     """Thread-safe. `retain` before `load`, `release` after use: an entry without a lease may vanish at any time."""
 
-    def __init__(self, budget: int, loader: Callable[[str], ResidentAdapter]) -> None:
+    def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._loader = loader
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._pinned: frozenset[str] = frozenset()
+        self._shared: dict[str, _Shared] = {}
         self._used = self._loads = self._failures = self._hits = self._evictions = 0
 
-    def retain(self, digest: str) -> None:
+    def retain(self, digest: str, *, temporary: bool = False) -> None:
         with self._lock:
-            self._entries.setdefault(digest, _Entry()).leases += 1
+            entry = self._entries.setdefault(digest, _Entry(temporary=temporary))
+            entry.temporary &= temporary
+            entry.leases += 1
 
     def release(self, digest: str) -> None:
         with self._lock:
@@ -83,8 +66,8 @@ class Residency:
             if entry.leases == 0 and entry.adapter is None and entry.loading is None:
                 del self._entries[digest]
 
-    def load(self, digest: str, nbytes: int) -> ResidentAdapter:
-        """The adapter of a retained digest, from memory or through the loader. nbytes: what it will take, as far as known.
+    def load(self, digest: str, nbytes: int, loader: Callable[[], ResidentAdapter]) -> ResidentAdapter:
+        """The adapter of a retained digest, from memory or through `loader`. nbytes: what it will take, as far as known.
 
         Raises `AdapterMemoryFull`, and whatever the loader raises, to all who wait for this load; the next call tries
         again.
@@ -103,12 +86,12 @@ class Residency:
             loading = entry.loading
         assert loading is not None
         if ours:
-            self._run(digest, entry, loading)
+            self._run(entry, loading, loader)
         return loading.result()
 
-    def _run(self, digest: str, entry: _Entry, loading: Future[ResidentAdapter]) -> None:
+    def _run(self, entry: _Entry, loading: Future[ResidentAdapter], loader: Callable[[], ResidentAdapter]) -> None:
         try:
-            adapter = self._loader(digest)
+            adapter = loader()
         except BaseException as error:
             with self._lock:
                 self._failures += 1
@@ -120,7 +103,26 @@ class Residency:
                 self._loads += 1
                 self._used += adapter.nbytes - entry.nbytes
                 entry.nbytes, entry.adapter, entry.loading = adapter.nbytes, adapter, None
+                self._share(adapter)
+                self._evict(self._used - self._budget)
             loading.set_result(adapter)
+
+    def _share(self, adapter: ResidentAdapter) -> None:
+        for key, nbytes in adapter.shared.items():
+            shared = self._shared.setdefault(key, _Shared(0))
+            shared.users += 1
+            self._used += max(0, nbytes - shared.nbytes)
+            shared.nbytes = max(nbytes, shared.nbytes)
+
+    def _remove(self, digest: str) -> None:
+        """Forgets an entry, and with its last user what it shares."""
+        entry = self._entries.pop(digest)
+        self._used -= entry.nbytes
+        for key in entry.adapter.shared if entry.adapter is not None else ():
+            shared = self._shared[key]
+            shared.users -= 1
+            if not shared.users:
+                self._used -= self._shared.pop(key).nbytes
 
     def _admit(self, nbytes: int) -> None:
         """Counts `nbytes` as used, evicting the least recently used as far as needed, or evicts nothing and raises."""
@@ -128,20 +130,30 @@ class Residency:
             message = f"the adapter needs {nbytes} bytes and never fits the {self._budget} bytes for adapters"
             raise AdapterMemoryFull(message)
         missing = self._used + nbytes - self._budget
-        victims = []
-        for digest, entry in self._entries.items():
-            if missing <= 0:
-                break
-            if entry.adapter is not None and entry.leases == 0 and digest not in self._pinned:
-                victims.append(digest)
-                missing -= entry.nbytes
-        if missing > 0:
+        free = sum(self._entries[digest].nbytes for digest in self._evictable()) if missing > 0 else 0
+        if missing > free:
             message = f"all of the {self._budget} bytes for adapters are in use or pinned; {nbytes} more are needed"
             raise AdapterMemoryFull(message, retry_after_s=_RETRY_AFTER_S)
-        for digest in victims:
-            self._used -= self._entries.pop(digest).nbytes
-        self._evictions += len(victims)
+        self._evict(missing)
         self._used += nbytes
+
+    def _evictable(self) -> list[str]:
+        """What nobody uses: temporary ones first, then the least recently used."""
+        free = [
+            (not entry.temporary, digest)
+            for digest, entry in self._entries.items()
+            if entry.adapter is not None and entry.leases == 0 and digest not in self._pinned
+        ]
+        return [digest for _, digest in sorted(free, key=lambda item: item[0])]
+
+    def _evict(self, missing: int) -> None:
+        """Frees at least `missing` bytes as far as there is something to evict."""
+        goal = self._used - missing
+        for digest in self._evictable() if missing > 0 else ():
+            if self._used <= goal:
+                break
+            self._remove(digest)
+            self._evictions += 1
 
     def set_pinned(self, digests: Set[str]) -> None:
         """From now on exactly these stay in memory once they are there."""
@@ -155,7 +167,7 @@ class Residency:
             if entry is not None and entry.leases > 0:
                 return False
             if entry is not None:
-                self._used -= self._entries.pop(digest).nbytes
+                self._remove(digest)
             return True
 
     def state(self, digest: str) -> State:

@@ -45,7 +45,7 @@ def page(db: sqlite3.Connection, size: int, after: str) -> list[AdapterRecord]:
 def insert_version(db: sqlite3.Connection, v: Version) -> None:
     """Records a content, once."""
     db.execute(
-        "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (
             v.digest,
             v.family,
@@ -55,8 +55,17 @@ def insert_version(db: sqlite3.Connection, v: Version) -> None:
             v.parameter_count,
             v.base_model_name_or_path,
             json.dumps(v.warnings),
+            v.basis,
         ),
     )
+    db.executemany(
+        "INSERT INTO shared_blobs VALUES (?, ?) ON CONFLICT DO NOTHING", [(v.digest, shared) for shared in v.shared]
+    )
+
+
+def shared_of(db: sqlite3.Connection, digest: str) -> list[str]:
+    """Digests of the shared blobs that a version refers to."""
+    return [str(row[0]) for row in db.execute("SELECT shared FROM shared_blobs WHERE digest = ?", (digest,))]
 
 
 def append_version(db: sqlite3.Connection, adapter_id: str, digest: str) -> None:
@@ -77,7 +86,7 @@ def forget_unused(db: sqlite3.Connection, digests: Iterable[str]) -> None:
 
 
 def _record(row: tuple[str | int, ...]) -> AdapterRecord:
-    (id_, uid, digest, family, pinned, labels, size, modules, parameters, base, warnings, *rest) = row
+    (id_, uid, digest, family, pinned, labels, size, modules, parameters, base, warnings, basis, *rest) = row
     created, updated, revision, versions = rest
     return AdapterRecord(
         id=str(id_),
@@ -91,6 +100,7 @@ def _record(row: tuple[str | int, ...]) -> AdapterRecord:
         parameter_count=int(parameters),
         base_model_name_or_path=str(base),
         warnings=tuple(json.loads(str(warnings))),
+        basis=str(basis),
         create_time=_EPOCH + int(created) * _MICROSECOND,
         update_time=_EPOCH + int(updated) * _MICROSECOND,
         etag=f"{uid}-{revision}",

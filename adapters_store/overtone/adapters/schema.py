@@ -8,7 +8,7 @@ from pathlib import Path
 from overtone.adapters.failures import operation
 from overtone.errors import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TABLES = """
 CREATE TABLE versions (
@@ -28,9 +28,19 @@ CREATE TABLE adapter_versions (
 CREATE INDEX versions_in_use ON adapter_versions (digest);
 """
 
+_SINCE_2 = """
+ALTER TABLE versions ADD COLUMN basis TEXT NOT NULL DEFAULT '';
+CREATE TABLE shared_blobs (
+    digest TEXT NOT NULL REFERENCES versions ON DELETE CASCADE, shared TEXT NOT NULL, PRIMARY KEY (digest, shared)
+) WITHOUT ROWID;
+CREATE INDEX shared_blobs_in_use ON shared_blobs (shared);
+"""
+_STEPS = (_TABLES, _SINCE_2)
+"""What takes a catalogue from each version of the schema to the next."""
+
 RECORD_COLUMNS = """
     id, uid, digest, family, pinned, labels, size_bytes, module_count, parameter_count, base_model_name_or_path, warnings,
-    create_time, update_time, revision, (
+    basis, create_time, update_time, revision, (
         SELECT json_group_array(digest) FROM (
             SELECT digest FROM adapter_versions AS v WHERE v.id = adapters.id ORDER BY sequence DESC
         )
@@ -60,5 +70,6 @@ def _prepare(db: sqlite3.Connection) -> None:
     if found > SCHEMA_VERSION:
         message = f"the catalogue has schema {found}, this server knows {SCHEMA_VERSION}: it was written by a newer one"
         raise ConfigError(message, field="root")
-    if found == 0:
-        db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+    if found < SCHEMA_VERSION:
+        steps = " ".join(_STEPS[found:])
+        db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")

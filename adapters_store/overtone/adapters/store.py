@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.blob import digest_of, encode
+from overtone.adapters.blob import Encoded, encode
 from overtone.adapters.blobs import BlobFolder
 from overtone.adapters.catalogue import Catalogue, Options, already_exists
-from overtone.adapters.families import ParsedAdapter, parse_adapter
+from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapter
+from overtone.adapters.files import AdapterFiles
 from overtone.adapters.folder import read_folder
 from overtone.adapters.lease import Lease
+from overtone.adapters.projectors import Projectors
 from overtone.adapters.records import (
     AdapterRecord,
     StoreConfig,
@@ -34,7 +36,9 @@ from overtone.adapters.records import (
     parse_page_token,
     parse_reference,
 )
-from overtone.adapters.residency import State, make_resident
+from overtone.adapters.residency import State
+from overtone.adapters.resident import make_resident
+from overtone.adapters.shared import pack
 from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
 from overtone.errors import ConfigError
@@ -59,7 +63,9 @@ class AdapterStore:
             self._catalogue = Catalogue(_catalogue_path(self._blobs))
             undo.callback(self._catalogue.close)
             self._blobs.recover(self._catalogue.digests())
-            self._versions = Versions(self._blobs, self._catalogue, base, config.memory_bytes, device)
+            projectors = Projectors(config.root / "bases" / base.fingerprint[:16], base)
+            self._context = ParserContext(base, projectors=projectors)
+            self._versions = Versions(self._blobs, self._catalogue, base, projectors, config.memory_bytes, device)
             self._versions.load_pinned()
             undo.pop_all()
 
@@ -110,26 +116,32 @@ class AdapterStore:
         read = partial(read_folder, self._config.adapter_roots, path, self._config.max_upload_bytes)
         return self._admit(adapter_id, read, Options(pinned, labels, create_only, validate_only))
 
-    def _admit(self, adapter_id: str, read: Callable[[], tuple[bytes, bytes]], options: Options) -> AdapterRecord:
+    def _admit(self, adapter_id: str, read: Callable[[], AdapterFiles], options: Options) -> AdapterRecord:
         check_id(adapter_id)
         check_labels(options.labels or {})
         if options.create_only and self._catalogue.exists(adapter_id):
             raise already_exists(adapter_id)
-        parsed = parse_adapter(*read(), self._base, strict_base=self._config.strict_base)
-        # Whatever the adapter says of its base, this is the one that it was checked against: after a restart on another
-        # base of the same shapes it is refused instead of answering wrongly.
-        blob = encode(replace(parsed, base_fingerprint=self._base.fingerprint))
-        version = _version(parsed, blob)
+        parsed = parse_adapter(read(), self._context, strict_base=self._config.strict_base)
+        encoded = encode(self._bound(parsed))
+        version = _version(parsed, encoded)
         if options.validate_only:
             return self._catalogue.put(adapter_id, version, options)
         with self._versions.changing, ExitStack() as after:
-            after.callback(self._versions.sweep, version.digest)
-            self._blobs.write(version.digest, blob)
+            after.callback(self._versions.sweep, version.digest, version.shared)
+            for digest, tensors in encoded.shared.items():
+                if not self._blobs.has(digest):
+                    self._blobs.write(digest, pack(**tensors))
+            self._blobs.write(version.digest, encoded.blob)
             if options.pinned or (options.pinned is None and self._catalogue.is_pinned(adapter_id)):
                 after.enter_context(self._versions.held(version.digest, version.resident_bytes))
             record = self._catalogue.put(adapter_id, version, options)
             self._versions.follow_pins()
             return record
+
+    def _bound(self, parsed: ParsedAdapter) -> ParsedAdapter:
+        """Bound to the base that it was checked against, whatever it says itself: after a restart on another base of the
+        same shapes it is refused instead of answering wrongly."""
+        return replace(parsed, base_fingerprint=self._base.fingerprint)
 
     def get(self, adapter_id: str) -> AdapterRecord:
         return self._catalogue.get(check_id(adapter_id))
@@ -156,10 +168,10 @@ class AdapterStore:
     def delete(self, adapter_id: str, *, etag: str = "") -> None:
         """Forgets an adapter with its versions; leases on them go on. Raises `AdapterNotFound`, `EtagMismatch`."""
         with self._versions.changing:
-            digests = self._catalogue.delete(check_id(adapter_id), etag)
+            freed = self._catalogue.delete(check_id(adapter_id), etag)
             self._versions.follow_pins()
-            for digest in digests:
-                self._versions.sweep(digest)
+            for digest, shared in freed.items():
+                self._versions.sweep(digest, shared)
 
     def acquire(self, reference: str) -> Lease:
         """A lease on the version that "id" or "id@digest" means now, in memory until released.
@@ -173,7 +185,7 @@ class AdapterStore:
         try:
             # It may have been deleted before it was retained; after that its blob stays.
             self._catalogue.resolve(adapter_id, digest)
-            adapter = self._versions.residency.load(digest, nbytes)
+            adapter = self._versions.load(digest, nbytes)
         except BaseException:
             self._versions.release(digest)
             raise
@@ -196,15 +208,16 @@ def _catalogue_path(blobs: BlobFolder) -> Path:
     return path
 
 
-def _version(parsed: ParsedAdapter, blob: bytes) -> Version:
-    digest = digest_of(blob)
+def _version(parsed: ParsedAdapter, encoded: Encoded) -> Version:
     return Version(
-        digest=digest,
+        digest=encoded.digest,
         family=parsed.family,
-        size_bytes=len(blob),
-        resident_bytes=make_resident(digest, parsed.family, parsed.deltas).nbytes,
+        size_bytes=len(encoded.blob),
+        resident_bytes=make_resident(encoded.digest, parsed.family, parsed.deltas).nbytes,
         module_count=len(parsed.deltas),
         parameter_count=parsed.parameter_count,
         base_model_name_or_path=parsed.base_model_name_or_path,
         warnings=parsed.warnings,
+        basis=parsed.basis,
+        shared=tuple(encoded.shared),
     )

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from overtone.adapters.failures import operation
-from overtone.adapters.files import CONFIG_FILE, FILE_NAMES, MAX_CONFIG_BYTES, WEIGHTS_FILE, check_file_name
-from overtone.errors import InvalidAdapter, InvalidRequest, TooLarge
+from overtone.adapters.files import CONFIG_FILES, MAX_CONFIG_BYTES, AdapterFiles, check_file_name, layout_of
+from overtone.errors import InvalidRequest, TooLarge
 
 
 class Upload:
@@ -39,22 +39,21 @@ class Upload:
             raise InvalidRequest(f"the chunks of {file_name} must follow each other", field="file_name")
         size = self._sizes.get(file_name, 0) + len(data)
         total = sum(self._sizes.values()) + len(data)
-        if file_name == CONFIG_FILE and size > MAX_CONFIG_BYTES:
-            raise TooLarge(f"{CONFIG_FILE} is larger than {MAX_CONFIG_BYTES} bytes", field=CONFIG_FILE)
+        if file_name in CONFIG_FILES and size > MAX_CONFIG_BYTES:
+            raise TooLarge(f"{file_name} is larger than {MAX_CONFIG_BYTES} bytes", field=file_name)
         if total > self._max_bytes:
             raise TooLarge(f"the adapter is larger than the {self._max_bytes} bytes allowed", field=file_name)
         with operation("receive an upload"), (self._folder / file_name).open("ab") as file:
             file.write(data)
         self._sizes[file_name] = size
 
-    def read(self) -> tuple[bytes, bytes]:
-        """(adapter_config.json, adapter_model.safetensors). Raises `InvalidAdapter` if one did not come."""
+    def read(self) -> AdapterFiles:
+        """Both files. Raises `InvalidAdapter` if one did not come."""
         with self._lock, operation("read an upload"):
             self._check_open()
-            for name in FILE_NAMES:
-                if name not in self._sizes:
-                    raise InvalidAdapter(f"{name} is missing", field=name)
-            return (self._folder / CONFIG_FILE).read_bytes(), (self._folder / WEIGHTS_FILE).read_bytes()
+            layout = layout_of(self._sizes)
+            config, weights = ((self._folder / name).read_bytes() for name in (layout.config, layout.weights))
+            return AdapterFiles(config, weights, layout)
 
     def abort(self) -> None:
         """Forgets everything received. Also the end of a committed upload; a second call does nothing."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -14,7 +15,10 @@ from overtone.adapters.base import BaseDescription
 from overtone.adapters.blob import decode
 from overtone.adapters.blobs import BlobFolder
 from overtone.adapters.catalogue import Catalogue
-from overtone.adapters.residency import Residency, ResidentAdapter, make_resident
+from overtone.adapters.projectors import Projectors
+from overtone.adapters.residency import Residency
+from overtone.adapters.resident import ResidentAdapter, SharedOnDevice, make_resident
+from overtone.adapters.shared import SharedBlobs
 from overtone.errors import OvertoneError
 
 _log = logging.getLogger(__name__)
@@ -32,30 +36,38 @@ class Versions:
         blobs: BlobFolder,
         catalogue: Catalogue,
         base: BaseDescription,
+        projectors: Projectors,
         memory_bytes: int,
         device: torch.device | None,
     ) -> None:
         self.changing = threading.RLock()
         self.on_load: Callable[[float], None] | None = None
-        self.residency = Residency(memory_bytes, self._load)
-        self._blobs, self._catalogue, self._base, self._device = blobs, catalogue, base, device
-        self._doomed: set[str] = set()
+        self.residency = Residency(memory_bytes)
+        self.on_device = SharedOnDevice(device)
+        self._blobs, self._catalogue, self._base = blobs, catalogue, base
+        self._sharing = SharedBlobs(blobs, projectors)
+        # Digest -> the shared blobs that may go with it.
+        self._doomed: dict[str, frozenset[str]] = {}
         self._closed = False
 
     def _load(self, digest: str) -> ResidentAdapter:
         start = time.perf_counter()
-        stored = decode(self._blobs.read(digest), self._base)
-        adapter = make_resident(digest, stored.family, stored.deltas, self._device)
+        stored = decode(self._blobs.read(digest), self._base, self._sharing)
+        adapter = make_resident(digest, stored.family, stored.deltas, self.on_device)
         if self.on_load is not None:
             self.on_load(time.perf_counter() - start)
         return adapter
+
+    def load(self, digest: str, nbytes: int) -> ResidentAdapter:
+        """A retained version, in memory."""
+        return self.residency.load(digest, nbytes, partial(self._load, digest))
 
     @contextmanager
     def held(self, digest: str, nbytes: int) -> Iterator[None]:
         """In memory, and not to be evicted, inside."""
         self.residency.retain(digest)
         try:
-            self.residency.load(digest, nbytes)
+            self.load(digest, nbytes)
             yield
         finally:
             self.release(digest)
@@ -65,21 +77,30 @@ class Versions:
         if digest in self._doomed:
             self.sweep(digest)
 
-    def sweep(self, digest: str) -> None:
-        """Frees memory and blob of a digest that nothing refers to, or leaves it to the release of its last lease."""
+    def sweep(self, digest: str, shared: Iterable[str] = ()) -> None:
+        """Frees memory and blob of a digest that nothing refers to, or leaves it to the release of its last lease.
+
+        shared: the shared blobs that it may have been the last to use.
+        """
         with self.changing:
             if self._closed:
                 return
             try:
                 # Doomed before the leases are counted: a release in between then finds it doomed.
-                self._doomed.add(digest)
+                self._doomed[digest] = self._doomed.get(digest, frozenset()) | frozenset(shared)
                 if self._catalogue.refers_to(digest):
-                    self._doomed.discard(digest)
+                    del self._doomed[digest]
                 elif self.residency.drop(digest):
                     self._blobs.remove(digest)
-                    self._doomed.discard(digest)
+                    self._remove_shared(self._doomed.pop(digest))
             except OvertoneError as error:
                 _log.warning("version %s is left for the next start to remove: %s", digest[:12], error)
+
+    def _remove_shared(self, candidates: frozenset[str]) -> None:
+        still_used = frozenset().union(*self._doomed.values())
+        for digest in candidates - still_used:
+            if not self._catalogue.refers_to_shared(digest):
+                self._blobs.remove(digest)
 
     def follow_pins(self) -> None:
         """Pins in memory what the catalogue says is pinned."""

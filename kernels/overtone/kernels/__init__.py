@@ -1,18 +1,75 @@
 """Frames and cores as operators: for each a plain reference, a fast path, one dispatcher. Knows no adapter family."""
 
+from overtone.kernels.cores import (
+    CirculantCore,
+    Core,
+    DenseCore,
+    DiagonalCore,
+    KroneckerCore,
+    LowRankCore,
+    ModulatedCore,
+    SharedMatrix,
+    SparseCore,
+    SparsePattern,
+    numbers_of,
+    sound,
+    sparse_core,
+    sparse_pattern,
+)
 from overtone.kernels.dct import DctFrame
-from overtone.kernels.sparse import BagPlan, CsrCore, SparseStep, compress, plan_bags
-from overtone.kernels.types import Delta, FrameKind, SparseCore, sparse_core
+from overtone.kernels.frames import FrameBank
+from overtone.kernels.prepared import PreparedCore, prepare
+from overtone.kernels.sparse import BagPlan, CsrCore, PatternCache, SparseStep, compress, plan_bags
+from overtone.kernels.types import (
+    DCT,
+    DFT,
+    IDENTITY,
+    WEIGHT,
+    Delta,
+    Frame,
+    FrameKind,
+    Term,
+    block_dft,
+    projection,
+    wavelet,
+    wavelet_size,
+)
 
 __all__ = [
+    "DCT",
+    "DFT",
+    "IDENTITY",
+    "WEIGHT",
     "BagPlan",
+    "CirculantCore",
+    "Core",
     "CsrCore",
     "DctFrame",
     "Delta",
+    "DenseCore",
+    "DiagonalCore",
+    "Frame",
+    "FrameBank",
     "FrameKind",
+    "KroneckerCore",
+    "LowRankCore",
+    "ModulatedCore",
+    "PatternCache",
+    "PreparedCore",
+    "SharedMatrix",
     "SparseCore",
+    "SparsePattern",
     "SparseStep",
+    "Term",
+    "block_dft",
     "compress",
+    "numbers_of",
     "plan_bags",
+    "prepare",
+    "projection",
+    "sound",
     "sparse_core",
+    "sparse_pattern",
+    "wavelet",
+    "wavelet_size",
 ]

@@ -2,44 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from overtone.kernels.types import SparseCore
+from overtone.kernels.cores import SparseCore, SparsePattern
 
 
-@dataclass(frozen=True, slots=True)
-class CsrCore:
-    """A `SparseCore` ready to be applied: compressed rows.
+@dataclass(frozen=True, eq=False)
+class CsrPattern:
+    """A `SparsePattern` as compressed rows, on a device.
 
-    row_counts: (p,) int32, entries in each row; cols: (n,) int32; values: (n,) float32. `matrix` is the same as a torch
-    CSR tensor and shares their memory.
+    row_counts: (p,) int32, entries in each row; pointers: (p + 1,), cols: (n,) int32.
     """
 
     row_counts: torch.Tensor
+    pointers: torch.Tensor
     cols: torch.Tensor
-    values: torch.Tensor
-    matrix: torch.Tensor
     shape: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
-        pointers = self.matrix.crow_indices()
-        return sum(t.numel() * t.element_size() for t in (self.row_counts, pointers, self.cols, self.values))
+        return sum(t.numel() * t.element_size() for t in (self.row_counts, self.pointers, self.cols))
 
 
-def compress(core: SparseCore, device: torch.device | None = None) -> CsrCore:
-    """Compressed rows of `core`, on `device`. The coordinates are sorted already, so this is one count."""
-    p, q = core.shape
-    counts = torch.bincount(core.rows, minlength=p).to(torch.int32)
+PatternCache: TypeAlias = MutableMapping[str, CsrPattern]
+"""The patterns of one device that adapters share, by key."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CsrCore:
+    """A `SparseCore` ready to be applied. values: (n,) float32; `matrix` is the same as a torch CSR tensor and shares their
+    memory; shared: the pattern belongs to many adapters."""
+
+    pattern: CsrPattern
+    values: torch.Tensor
+    matrix: torch.Tensor
+    shared: bool
+
+    @property
+    def row_counts(self) -> torch.Tensor:
+        return self.pattern.row_counts
+
+    @property
+    def cols(self) -> torch.Tensor:
+        return self.pattern.cols
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.pattern.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Without a shared pattern, which is not this core's."""
+        return self.values.numel() * self.values.element_size() + (0 if self.shared else self.pattern.nbytes)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        return apply_segment(z, self)
+
+
+def compress(core: SparseCore, device: torch.device | None = None, patterns: PatternCache | None = None) -> CsrCore:
+    """Compressed rows of `core`, on `device`."""
+    key = core.pattern.key if patterns is not None else ""
+    pattern = patterns.get(key) if key and patterns is not None else None
+    if pattern is None:
+        pattern = _compressed(core.pattern, device)
+        if key and patterns is not None:
+            patterns[key] = pattern
+    values = core.values.to(device)
+    matrix = torch.sparse_csr_tensor(pattern.pointers, pattern.cols, values, size=core.shape, check_invariants=False)
+    return CsrCore(pattern, values, matrix, shared=bool(key))
+
+
+def _compressed(pattern: SparsePattern, device: torch.device | None) -> CsrPattern:
+    """The coordinates are sorted already, so this is one count."""
+    p = pattern.shape[0]
+    counts = torch.bincount(pattern.rows, minlength=p).to(torch.int32)
     pointers = torch.zeros(p + 1, dtype=torch.int32)
     pointers[1:] = counts.cumsum(0)
-    counts, pointers, cols, values = (t.to(device) for t in (counts, pointers, core.cols, core.values))
-    matrix = torch.sparse_csr_tensor(pointers, cols, values, size=(p, q), check_invariants=False)
-    return CsrCore(counts, cols, values, matrix, core.shape)
+    return CsrPattern(counts.to(device), pointers.to(device), pattern.cols.to(device), pattern.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
-"""Frames and cores: the vocabulary of the kernel layer. Knows no adapter family, no request and no model.
+"""Frames and deltas: the vocabulary of the kernel layer. Knows no adapter family, no request and no model.
 
-Every delta is
+Every delta is a sum of terms
 
-    delta_W = S^T K A            delta_W: (p, q), out x in
-    y      += S^T (K (A x))      x: (q,), y: (p,)
+    delta_W = sum over terms of  diag(g) S^T K A      delta_W: (p, q), out x in
+    y      += g * S^T (K (A x))                      x: (q,), y: (p,)
 
-with an analysis frame A and a synthesis frame S, which belong to a size and are shared by every adapter, and a core K,
-which one adapter owns.
+with an analysis frame A and a synthesis frame S, which are shared by many adapters, and a core K and a gain g, which one
+adapter owns.
 """
 
 from __future__ import annotations
@@ -16,64 +16,95 @@ from enum import Enum
 
 import torch
 
+from overtone.kernels.cores import Core, SharedMatrix
+
 
 class FrameKind(Enum):
-    """A change of basis that depends on nothing but its size."""
+    """A change of basis F: (m, N). Analysis z = F x, synthesis y = F^T u."""
 
+    IDENTITY = "identity"
+    """m = N: the layer's own coordinates."""
     DCT = "dct"
-    """Orthonormal DCT-II: C[k, j] = s_k cos(pi (2 j + 1) k / (2 N)), s_0 = sqrt(1/N), s_k = sqrt(2/N)."""
+    """Orthonormal DCT-II, m = N: C[k, j] = s_k cos(pi (2 j + 1) k / (2 N)), s_0 = sqrt(1/N), s_k = sqrt(2/N)."""
+    DFT = "dft"
+    """Real form of the orthonormal DFT of a real signal, m = 2 (N // 2 + 1): first the real, then the imaginary parts of
+    the frequencies 0 to N // 2. Its synthesis is the inverse, not the transpose: irfft of those parts."""
+    BLOCK_DFT = "block_dft"
+    """rfft of each of the N / b consecutive blocks of b; z: (N / b, b // 2 + 1) complex. Synthesis: irfft."""
+    WAVELET = "wavelet"
+    """F^T: single-level inverse discrete wavelet transform with the filters `taps`, its output cropped to N in the middle;
+    approximation coefficients first, then details; m = `wavelet_size(N, taps)`."""
+    PROJECTION = "projection"
+    """The leading rows and columns of a matrix that many adapters share; how many the core and the layer decide."""
+    WEIGHT = "weight"
+    """The layer's frozen weight itself (analysis only): W x, which the layer has computed anyway."""
 
 
 @dataclass(frozen=True, slots=True)
-class SparseCore:
-    """K with few non-zeros: K[rows[i], cols[i]] = values[i]; coordinates are unique and sorted by (row, col).
+class Frame:
+    """A frame but for its size. block: of BLOCK_DFT; taps: (low-pass, high-pass) reconstruction filters of WAVELET;
+    shared: the matrix of PROJECTION."""
 
-    rows, cols: (n,) int32 with 0 <= rows < shape[0] and 0 <= cols < shape[1]; values: (n,) float32, any scale folded in.
-    shape: (p, q).
-    """
+    kind: FrameKind
+    block: int = 0
+    taps: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    shared: SharedMatrix | None = None
 
-    rows: torch.Tensor
-    cols: torch.Tensor
-    values: torch.Tensor
-    shape: tuple[int, int]
+    def __post_init__(self) -> None:
+        assert (self.kind is FrameKind.BLOCK_DFT) == (self.block > 0)
+        assert (self.kind is FrameKind.WAVELET) == (self.taps is not None)
+        assert (self.kind is FrameKind.PROJECTION) == (self.shared is not None)
 
-    @property
-    def nnz(self) -> int:
-        return int(self.values.numel())
+    def coefficients(self, size: int) -> int | None:
+        """m for a layer of this size; None where the core decides. BLOCK_DFT: m counts the blocks."""
+        if self.kind in (FrameKind.IDENTITY, FrameKind.DCT):
+            return size
+        if self.kind is FrameKind.DFT:
+            return 2 * (size // 2 + 1)
+        if self.kind is FrameKind.BLOCK_DFT:
+            return size // self.block
+        if self.taps is not None:
+            return wavelet_size(size, self.taps)
+        return None
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.rows, self.cols, self.values))
+
+IDENTITY = Frame(FrameKind.IDENTITY)
+DCT = Frame(FrameKind.DCT)
+DFT = Frame(FrameKind.DFT)
+WEIGHT = Frame(FrameKind.WEIGHT)
+
+
+def block_dft(block: int) -> Frame:
+    return Frame(FrameKind.BLOCK_DFT, block=block)
+
+
+def wavelet(low: tuple[float, ...], high: tuple[float, ...]) -> Frame:
+    return Frame(FrameKind.WAVELET, taps=(low, high))
+
+
+def projection(shared: SharedMatrix) -> Frame:
+    return Frame(FrameKind.PROJECTION, shared=shared)
+
+
+def wavelet_size(size: int, taps: tuple[tuple[float, ...], tuple[float, ...]]) -> int:
+    """Coefficients of a layer of `size`: enough that the transform without its borders is as long, rounded up to even."""
+    padded = size + len(taps[0]) - 2
+    return padded + padded % 2
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand: diag(gain) S^T K A. gain: (p,) float32, None for ones."""
+
+    analysis: Frame
+    core: Core
+    synthesis: Frame
+    gain: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one adapter adds to one linear layer."""
+    """What one adapter adds to one layer. shape: (p, q)."""
 
-    analysis: FrameKind
-    core: SparseCore
-    synthesis: FrameKind
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.core.shape
-
-
-def sparse_core(rows: torch.Tensor, cols: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> SparseCore:
-    """A `SparseCore` from coordinates in any order; duplicates add, in float64.
-
-    rows, cols: (n,) integer within `shape`; values: (n,) floating point.
-    """
-    p, q = shape
-    assert rows.shape == cols.shape == values.shape
-    assert rows.ndim == 1
-    flat = rows.to(torch.int64) * q + cols.to(torch.int64)
-    assert flat.numel() == 0 or (int(flat.min()) >= 0 and int(flat.max()) < p * q)
-    unique, inverse = torch.unique(flat, sorted=True, return_inverse=True)
-    summed = torch.zeros(unique.numel(), dtype=torch.float64).index_add_(0, inverse, values.to(torch.float64))
-    return SparseCore(
-        rows=(unique // q).to(torch.int32),
-        cols=(unique % q).to(torch.int32),
-        values=summed.to(torch.float32),
-        shape=shape,
-    )
+    terms: tuple[Term, ...]
+    shape: tuple[int, int]

@@ -33,8 +33,8 @@ def check(folder: Path) -> None:
             continue
         if name == WEIGHTS_FILE and (folder / PICKLE_FILE).is_file():
             raise InvalidAdapter(
-                f"{folder} has {PICKLE_FILE} but no {name}: pickle files are not accepted because loading one runs code "
-                "of its author; convert it to safetensors",
+                f"{folder} has {PICKLE_FILE} but no {name}: pickle files are never uploaded, because loading one runs code "
+                "of its author; convert the folder with `overtone adapters convert`",
                 field=PICKLE_FILE,
             )
         raise InvalidAdapter(f"{folder} has no {name}", field=name)

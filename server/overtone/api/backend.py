@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.residency import ResidentDelta
+from overtone.adapters.resident import ResidentDelta, SharedOnDevice, make_resident
 from overtone.adapters.store import AdapterStore, Lease, StoreConfig, Upload
 from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft, PromptSource
@@ -24,7 +24,7 @@ from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.engine.types import Request, SamplingParams, StoppingParams
 from overtone.errors import EngineStarting, InvalidRequest, PromptTooLong
-from overtone.kernels import FrameKind, compress, sparse_core
+from overtone.kernels import DCT, Delta, Term, sparse_core
 from overtone.models.base import BaseModel
 
 T = TypeVar("T")
@@ -53,8 +53,7 @@ class Backend:
     ) -> None:
         self.base = base
         self.engine_config = engine_config(config, base)
-        description = BaseDescription(name=base.name, fingerprint=base.fingerprint, modules=base.modules)
-        self.store = AdapterStore(store_config(config), description, base.device)
+        self.store = AdapterStore(store_config(config), describe(base), base.device)
         self.store.on_load = metrics.observe_load
         metrics.watch_store(self.store.stats)
         # Requests that need an adapter never wait behind uploads.
@@ -170,14 +169,18 @@ class Backend:
         self.store.close()
 
 
-def touching_every_module(base: BaseModel) -> dict[str, ResidentDelta]:
-    """An adapter of one zero coefficient in each module: it changes nothing and takes every path."""
-    zero, kind = torch.zeros(1), FrameKind.DCT
-    index = torch.zeros(1, dtype=torch.int64)
-    return {
-        name: ResidentDelta(kind, compress(sparse_core(index, index, zero, shape), base.device), kind)
+def describe(base: BaseModel) -> BaseDescription:
+    return BaseDescription(base.name, base.fingerprint, base.modules, base.embeddings, base.weight)
+
+
+def touching_every_module(base: BaseModel) -> Mapping[str, ResidentDelta]:
+    """An adapter of one zero coefficient in each linear layer: it changes nothing and takes every path."""
+    index, zero = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    deltas = {
+        name: Delta((Term(DCT, sparse_core(index, index, zero, shape), DCT),), shape)
         for name, shape in base.modules.items()
     }
+    return make_resident("", "warm-up", deltas, SharedOnDevice(base.device)).deltas
 
 
 class BackendSlot:

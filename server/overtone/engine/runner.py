@@ -7,8 +7,9 @@ import torch
 from overtone.engine.batch import pack_tokens, place_tokens
 from overtone.engine.config import EngineConfig
 from overtone.engine.scheduler import StepPlan
-from overtone.models.adapter_step import AdapterStep, BagCache, Segment
+from overtone.models.adapter_step import AdapterStep, Segment
 from overtone.models.base import BaseModel
+from overtone.models.channels import BagCache
 
 
 class ModelRunner:
@@ -22,15 +23,15 @@ class ModelRunner:
         self._cache = torch.zeros(
             base.num_layers, 2, slots, base.num_kv_heads, base.head_dim, dtype=base.dtype, device=base.device
         )
-        self._bags = BagCache()
+        self._bags, self._head_bags = BagCache(), BagCache()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
         """Logits (S, vocabulary) float32 for the chunks that complete, in the plan's order."""
         self._clear(plan.fresh_pages)
         tokens = pack_tokens(plan, self._base.device)
-        step = self._adapter_step(plan)
-        self._base.slot.step = None if step.empty else step
+        slot = self._base.slot
+        slot.step, slot.head = self._adapter_steps(plan)
         try:
             output = self._base.model(
                 input_ids=tokens.input_ids,
@@ -40,13 +41,13 @@ class ModelRunner:
                 paged=place_tokens(plan, self._cache, self._page_tokens),
             )
         finally:
-            self._base.slot.step = None
+            slot.step = slot.head = None
         logits: torch.Tensor = output.logits[0].float()
         return logits
 
     def forget(self) -> None:
         """Lets go of the adapters of the last batch: their leases have ended."""
-        self._bags = BagCache()
+        self._bags, self._head_bags = BagCache(), BagCache()
 
     def _clear(self, pages: tuple[int, ...]) -> None:
         """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""
@@ -54,7 +55,11 @@ class ModelRunner:
             paged = self._cache.view(*self._cache.shape[:2], -1, self._page_tokens, *self._cache.shape[3:])
             paged.index_fill_(2, torch.tensor(pages, device=self._cache.device), 0)
 
-    def _adapter_step(self, plan: StepPlan) -> AdapterStep:
+    def _adapter_steps(self, plan: StepPlan) -> tuple[AdapterStep | None, AdapterStep | None]:
+        """For the layers, which see all tokens, and for the head, which sees the last of each chunk that completes."""
         decodes = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.decodes]
         prefills = [Segment(chunk.length, chunk.sequence.request.adapter) for chunk in plan.prefills]
-        return AdapterStep(decodes, prefills, self._base.frames, self._bags)
+        ends = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.chunks if chunk.completes]
+        step = AdapterStep(decodes, prefills, self._base.frames, self._bags)
+        head = AdapterStep(ends, [], self._base.frames, self._head_bags)
+        return (None if step.empty else step), (None if head.empty else head)

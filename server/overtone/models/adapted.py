@@ -1,6 +1,7 @@
-"""The adapted linear: the one place where adapters meet the model.
+"""The adapted layers: the one place where adapters meet the model.
 
-`AdaptedLinear` wraps a linear layer once at load. During a forward pass it adds what the pass's `AdapterStep` says.
+`AdaptedLinear` and `AdaptedEmbedding` wrap a layer once at load. During a forward pass they add what the pass's
+`AdapterStep` says.
 """
 
 from __future__ import annotations
@@ -14,20 +15,25 @@ from overtone.models.adapter_step import AdapterStep
 
 
 class StepSlot:
-    """Where the runner leaves the current pass's `AdapterStep` for the adapted linears. None: nothing to add."""
+    """Where the runner leaves the current pass's `AdapterStep` for the adapted layers. None: nothing to add.
+
+    step: for all packed tokens; head: for the tokens whose logits are wanted, which are all that the head sees.
+    """
 
     def __init__(self) -> None:
         self.step: AdapterStep | None = None
+        self.head: AdapterStep | None = None
 
 
 class AdaptedLinear(nn.Module):
     """A linear layer whose output each request's adapter may change. Without an adapter in the batch it is the layer."""
 
-    def __init__(self, name: str, base: nn.Linear, slot: StepSlot) -> None:
+    def __init__(self, name: str, base: nn.Linear, slot: StepSlot, *, is_head: bool = False) -> None:
         super().__init__()
         self.name = name
         self.base = base
         self._slot = slot
+        self._is_head = is_head
 
     @property
     def weight(self) -> torch.Tensor:
@@ -40,23 +46,57 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.base(x)
+        step = self._slot.head if self._is_head else self._slot.step
+        return y if step is None else step.add(self.name, x, y, self.base.bias)
+
+
+class AdaptedEmbedding(nn.Module):
+    """A token embedding, which is a linear layer on one-hot inputs, and adapted like one."""
+
+    def __init__(self, name: str, base: nn.Embedding, slot: StepSlot) -> None:
+        super().__init__()
+        self.name = name
+        self.base = base
+        self._slot = slot
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(num_embeddings, embedding_dim): heads that are tied to it read it."""
+        return self.base.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.base(ids)
         step = self._slot.step
-        return y if step is None else step.add(self.name, x, y)
+        return y if step is None else step.add(self.name, ids, y)
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name -> (p, q) of the linear layers that adapters may change: every one but the head."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    """Name -> (p, q) of the linear layers, which adapters may change."""
     return {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not head
+        if type(module) is nn.Linear
     }
 
 
-def wrap_linears(model: nn.Module, names: Sequence[str], slot: StepSlot) -> None:
-    """Replaces each named linear layer by an `AdaptedLinear` around it."""
+def adaptable_embeddings(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name -> (p, q) = (embedding_dim, num_embeddings) of the token embedding, if adapters may change it."""
+    tokens = getattr(model, "get_input_embeddings", lambda: None)()
+    return {
+        name: (module.embedding_dim, module.num_embeddings)
+        for name, module in model.named_modules()
+        if module is tokens and type(module) is nn.Embedding
+    }
+
+
+def wrap_layers(model: nn.Module, names: Sequence[str], slot: StepSlot) -> None:
+    """Replaces each named linear layer or embedding by its adapted form around it."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     for name in names:
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        setattr(parent, child, AdaptedLinear(name, getattr(parent, child), slot))
+        layer = getattr(parent, child)
+        if isinstance(layer, nn.Embedding):
+            setattr(parent, child, AdaptedEmbedding(name, layer, slot))
+        else:
+            setattr(parent, child, AdaptedLinear(name, layer, slot, is_head=layer is head))

@@ -1,52 +1,20 @@
 """One forward pass's view of the adapters: which packed tokens belong to which, and what that adds to a layer.
 
-    y = W x + sum over frames of S^T (K_a (A x))        a: the adapter of the token's request
+    y = W x + sum over terms of  g_a * S^T (K_a (A x))        a: the adapter of the token's request
 
-The analysis A x is computed once per distinct input (q, k and v share it, gate and up too), only for tokens that have an
-adapter, for all adapters together.
+The analysis A x is computed once per distinct input (q, k and v share it, gate and up too), for all adapters together and
+only for the tokens of those that use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from overtone.kernels import BagPlan, CsrCore, DctFrame, FrameKind, SparseStep, plan_bags
-
-
-class PreparedDelta(Protocol):
-    """One adapter's change of one linear layer, ready to be applied (see `overtone.kernels.Delta`)."""
-
-    @property
-    def analysis(self) -> FrameKind: ...
-    @property
-    def core(self) -> CsrCore: ...
-    @property
-    def synthesis(self) -> FrameKind: ...
-
-
-AdapterDeltas = Mapping[str, PreparedDelta]
-"""Module name -> delta: what an adapter is to a model."""
-
-Channel = tuple[FrameKind, FrameKind]
-"""Analysis and synthesis frame: deltas of one channel share their transforms."""
-
-
-class FrameBank:
-    """The frames of one device, by kind and size, built on first use and shared by all layers and adapters."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._frames: dict[tuple[FrameKind, int], DctFrame] = {}
-
-    def get(self, kind: FrameKind, size: int) -> DctFrame:
-        frame = self._frames.get((kind, size))
-        if frame is None:
-            frame = self._frames[kind, size] = {FrameKind.DCT: DctFrame}[kind](size, self.device)
-        return frame
+from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind, SparseStep
+from overtone.models.channels import AdapterDeltas, BagCache, Channel, Outline, Run, channels_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,41 +25,17 @@ class Segment:
     deltas: AdapterDeltas | None
 
 
-class DecodeBatch:
-    """The adapters of the sequences that decode together, with what their composition determines.
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The packed tokens whose adapters use one analysis frame: the first `decodes` have an adapter each, then come prompts.
 
-    modules: module name -> the channels that some adapter needs there; plans: filled as the modules are reached.
+    rows: their places among all packed tokens, None if they are all of them.
     """
 
-    def __init__(self, adapters: Sequence[AdapterDeltas]) -> None:
-        self.adapters = list(adapters)
-        self.modules = _channels(self.adapters)
-        self.plans: dict[tuple[str, Channel], BagPlan | None] = {}
-
-    def composed_of(self, adapters: Sequence[AdapterDeltas]) -> bool:
-        # By identity, the references held: a recycled id() cannot bring back the plans of another adapter.
-        return len(adapters) == len(self.adapters) and all(a is b for a, b in zip(adapters, self.adapters, strict=True))
-
-
-class BagCache:
-    """Keeps the last `DecodeBatch`: it stays valid from step to step until a sequence comes or goes."""
-
-    def __init__(self) -> None:
-        self._batch = DecodeBatch([])
-
-    def batch(self, adapters: Sequence[AdapterDeltas]) -> DecodeBatch:
-        if not self._batch.composed_of(adapters):
-            self._batch = DecodeBatch(adapters)
-        return self._batch
-
-
-def _channels(adapters: Sequence[AdapterDeltas]) -> dict[str, list[Channel]]:
-    """Which channels each module needs for these adapters."""
-    modules: dict[str, dict[Channel, None]] = {}
-    for deltas in {id(deltas): deltas for deltas in adapters}.values():
-        for name, delta in deltas.items():
-            modules.setdefault(name, {})[delta.analysis, delta.synthesis] = None
-    return {name: list(channels) for name, channels in modules.items()}
+    decodes: int
+    prompts: Sequence[tuple[int, Outline]]
+    rows: torch.Tensor | None
+    tokens: int
 
 
 class AdapterStep:
@@ -102,69 +46,173 @@ class AdapterStep:
     ) -> None:
         assert all(segment.tokens == 1 for segment in decodes)
         self._frames = frames
-        self._decodes = bag_cache.batch([s.deltas for s in decodes if s.deltas is not None])
-        self._prefills = [(s.tokens, s.deltas) for s in prefills if s.deltas is not None]
-        self._rows = self._adapted_rows([*decodes, *prefills])
+        segments = [*decodes, *prefills]
+        outlines = iter(bag_cache.outlines([s.deltas for s in segments if s.deltas is not None]))
+        self._segments = [(s.tokens, next(outlines) if s.deltas is not None else None) for s in segments]
+        decoding = [one for _, one in self._segments[: len(decodes)] if one is not None]
+        prompts = [one for _, one in self._segments[len(decodes) :] if one is not None]
+        self._decodes = bag_cache.batch(decoding, frames.device)
+        self._first_prompt = len(decodes)
         self._modules = self._decodes.modules
-        if self._prefills:
-            self._modules = _channels([*self._decodes.adapters, *(deltas for _, deltas in self._prefills)])
+        if prompts:
+            self._modules = channels_of([*decoding, *prompts])
+        self._lanes: dict[Frame, Lane] = {}
+        self._rows: dict[tuple[int, ...], torch.Tensor | None] = {}
         self._input: torch.Tensor | None = None
-        self._analysed: dict[FrameKind, torch.Tensor] = {}
+        self._gathered: dict[int, torch.Tensor] = {}
+        self._analysed: dict[Frame, torch.Tensor] = {}
 
     @property
     def empty(self) -> bool:
         return not self._modules
 
-    def _adapted_rows(self, segments: Sequence[Segment]) -> torch.Tensor | None:
-        """Packed tokens that have an adapter; None if all have."""
-        if all(s.deltas is not None for s in segments):
-            return None
-        rows: list[int] = []
-        start = 0
-        for segment in segments:
-            if segment.deltas is not None:
-                rows += range(start, start + segment.tokens)
-            start += segment.tokens
-        return torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
+    def touches(self, module: str) -> bool:
+        return module in self._modules
 
-    def add(self, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """y + delta for the tokens whose adapter changes `module`. x: (..., q), y: (..., p), both packed tokens."""
+    def add(self, module: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """y + delta for the tokens whose adapter changes `module`.
+
+        x: (..., q), or (...) int64 for one-hot inputs; y: (..., p) the layer's own output, bias: (p,) what of it is not W x.
+        """
         channels = self._modules.get(module)
         if not channels:
             return y
+        if self._input is not x:
+            self._input, self._gathered, self._analysed = x, {}, {}
         flat = y.reshape(-1, y.shape[-1])
-        delta = torch.zeros((), device=y.device)
-        for channel in channels:
-            u = self._sparse_step(module, channel, (y.shape[-1], x.shape[-1]))(self._analyse(x, channel[0]))
-            delta = delta + self._frames.get(channel[1], y.shape[-1]).synthesise(u)
-        if self._rows is None:
-            return (flat.float() + delta).to(y.dtype).view_as(y)
-        rows = self._rows
+        parts = [self._part(module, channel, x, flat, bias) for channel in channels]
+        rows = parts[0][0]
+        if all(other is rows for other, _ in parts):
+            delta = parts[0][1]
+            for _, other in parts[1:]:
+                delta = delta + other
+        else:
+            rows, delta = self._gather_parts(parts, flat)
         # Summed in float32: the delta itself is never rounded to bfloat16.
+        if rows is None:
+            return (flat.float() + delta).to(y.dtype).view_as(y)
         flat[rows] = (flat.index_select(0, rows).float() + delta).to(y.dtype)
         return flat.view_as(y)
 
-    def _analyse(self, x: torch.Tensor, kind: FrameKind) -> torch.Tensor:
-        if self._input is not x:
-            self._input = x
-            self._analysed = {}
-        z = self._analysed.get(kind)
-        if z is None:
-            flat = x.reshape(-1, x.shape[-1])
-            if self._rows is not None:
-                flat = flat.index_select(0, self._rows)
-            z = self._analysed[kind] = self._frames.get(kind, x.shape[-1]).analyse(flat.float())
+    @staticmethod
+    def _gather_parts(
+        parts: Sequence[tuple[torch.Tensor | None, torch.Tensor]], flat: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The sum of deltas of different rows, with the rows of all."""
+        total = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
+        for rows, delta in parts:
+            if rows is None:
+                total += delta
+            else:
+                total.index_add_(0, rows, delta)
+        if any(rows is None for rows, _ in parts):
+            return None, total
+        union = torch.unique(torch.cat([rows for rows, _ in parts if rows is not None]))
+        return union, total.index_select(0, union)
+
+    def _part(
+        self, module: str, channel: Channel, x: torch.Tensor, flat: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What a channel adds: rows and their delta (n, p) float32."""
+        lane, size = self._lane(channel.analysis), flat.shape[-1]
+        if channel.core is CsrCore:
+            runs: list[Run] = []
+            u = self._sparse(module, channel, lane)(self._analyse(channel.analysis, 0, lane, x, flat, bias))
+        else:
+            runs = self._runs(module, channel, lane)
+            wanted = max(term.core.shape[1] for _, term in runs)
+            u = _apply_runs(self._analyse(channel.analysis, wanted, lane, x, flat, bias), runs)
+        delta = self._frames.synthesise(channel.synthesis, u, size)
+        for rows, term in runs:
+            if term.gain is not None:
+                delta[rows] *= term.gain
+        return lane.rows, delta
+
+    def _lane(self, frame: Frame) -> Lane:
+        lane = self._lanes.get(frame)
+        if lane is None:
+            lane = self._lanes[frame] = self._make_lane(frame)
+        return lane
+
+    def _make_lane(self, frame: Frame) -> Lane:
+        used = tuple(i for i, (_, one) in enumerate(self._segments) if one is not None and frame in one.frames)
+        prompts = [self._segments[i] for i in used if i >= self._first_prompt]
+        decodes = len(used) - len(prompts)
+        if used not in self._rows:
+            self._rows[used] = self._packed_rows(used)
+        tokens = decodes + sum(n for n, _ in prompts)
+        return Lane(decodes, [(n, one) for n, one in prompts if one is not None], self._rows[used], tokens)
+
+    def _packed_rows(self, used: tuple[int, ...]) -> torch.Tensor | None:
+        """The packed tokens of some segments; None if they are all."""
+        if len(used) == len(self._segments):
+            return None
+        rows: list[int] = []
+        start = 0
+        for i, (tokens, _) in enumerate(self._segments):
+            if i in used:
+                rows += range(start, start + tokens)
+            start += tokens
+        return torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
+
+    def _analyse(
+        self,
+        frame: Frame,
+        coefficients: int,
+        lane: Lane,
+        x: torch.Tensor,
+        flat: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if frame.kind is FrameKind.WEIGHT:
+            z = (flat if lane.rows is None else flat.index_select(0, lane.rows)).float()
+            return z if bias is None else z - bias.float()
+        known = self._analysed.get(frame)
+        if known is not None and (frame.shared is None or known.shape[1] >= coefficients):
+            return known
+        z = self._frames.analyse(frame, self._inputs(lane, x), coefficients)
+        self._analysed[frame] = z
         return z
 
-    def _sparse_step(self, module: str, channel: Channel, shape: tuple[int, int]) -> SparseStep:
-        key, plans, adapters = (module, channel), self._decodes.plans, self._decodes.adapters
-        if key not in plans:
-            cores = [_core(deltas, module, channel) for deltas in adapters]
-            plans[key] = plan_bags(cores, shape) if any(c is not None for c in cores) else None
-        segments = [(tokens, _core(deltas, module, channel)) for tokens, deltas in self._prefills]
-        return SparseStep(plans[key], len(adapters), segments, shape)
+    def _inputs(self, lane: Lane, x: torch.Tensor) -> torch.Tensor:
+        """The lane's rows of x: (n, q) float32, or (n,) int64."""
+        key = id(lane.rows)
+        found = self._gathered.get(key)
+        if found is None:
+            found = x.reshape(-1, x.shape[-1]).float() if x.is_floating_point() else x.reshape(-1)
+            if lane.rows is not None:
+                found = found.index_select(0, lane.rows)
+            self._gathered[key] = found
+        return found
+
+    def _sparse(self, module: str, channel: Channel, lane: Lane) -> SparseStep:
+        bags = self._decodes.bags(module, channel)
+        segments: list[tuple[int, CsrCore | None]] = []
+        for tokens, one in lane.prompts:
+            term = one.modules.get(module, {}).get(channel)
+            segments.append((tokens, term.core if term is not None and isinstance(term.core, CsrCore) else None))
+        shape = bags.shape if bags is not None else next(core.shape for _, core in segments if core is not None)
+        return SparseStep(bags, lane.decodes, segments, shape)
+
+    def _runs(self, module: str, channel: Channel, lane: Lane) -> list[Run]:
+        runs = list(self._decodes.runs(module, channel))
+        start = lane.decodes
+        for tokens, one in lane.prompts:
+            term = one.modules.get(module, {}).get(channel)
+            if term is not None:
+                runs.append((torch.arange(start, start + tokens, device=self._frames.device), term))
+            start += tokens
+        return runs
 
 
-def _core(deltas: AdapterDeltas, module: str, channel: Channel) -> CsrCore | None:
-    delta = deltas.get(module)
-    return delta.core if delta is not None and (delta.analysis, delta.synthesis) == channel else None
+def _apply_runs(z: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
+    """u[rows] = K z[rows] for every run, zero elsewhere; where cores differ in their outputs, the others' end is zero."""
+    (rows, term), *others = runs
+    if not others and len(rows) == len(z):
+        return term.core.apply(z)
+    results = [(rows, term.core.apply(z.index_select(0, rows))) for rows, term in runs]
+    widest = max((result for _, result in results), key=lambda result: result.shape[1])
+    u = widest.new_zeros(len(z), *widest.shape[1:])
+    for rows, result in results:
+        u[rows, : result.shape[1]] = result
+    return u

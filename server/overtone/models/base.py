@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from overtone.errors import ConfigError, UnsupportedModel
+from overtone.kernels import FrameBank
 from overtone.models import attention, gguf, probe
-from overtone.models.adapted import StepSlot, adaptable_modules, wrap_linears
-from overtone.models.adapter_step import FrameBank
+from overtone.models.adapted import StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
 from overtone.models.support import check_supported
 from overtone.models.tokenizer import TextCodec
 
@@ -29,7 +29,10 @@ _FINGERPRINT_SAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A transformers causal language model with paged attention and adapted linears in place."""
+    """A transformers causal language model with paged attention and adapted layers in place.
+
+    modules: name -> (p, q) of the linear layers; embeddings: name -> (p, q) = (embedding_dim, num_embeddings).
+    """
 
     name: str
     model: nn.Module
@@ -37,6 +40,7 @@ class BaseModel:
     slot: StepSlot
     frames: FrameBank
     modules: Mapping[str, tuple[int, int]]
+    embeddings: Mapping[str, tuple[int, int]]
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
@@ -54,6 +58,11 @@ class BaseModel:
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+    def weight(self, module: str) -> torch.Tensor:
+        """The frozen weight (p, q) of a linear layer or an embedding, not to be written to."""
+        weight = self.model.get_parameter(f"{module}.weight")
+        return weight.T if module in self.embeddings else weight
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -105,7 +114,7 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
-    """Puts paged attention and adapted linears into a transformers model.
+    """Puts paged attention and adapted layers into a transformers model.
 
     Raises `UnsupportedModel` if it then answers differently than before.
     """
@@ -113,12 +122,12 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
     check_supported(config)
     text = config.get_text_config()
     model.eval().requires_grad_(False)
-    modules = adaptable_modules(model)
+    modules, embeddings = adaptable_modules(model), adaptable_embeddings(model)
     fingerprint = fingerprint_of(model)
     expected = probe.own_logits(model, text.vocab_size)
     slot = StepSlot()
     attention.install(model)
-    wrap_linears(model, list(modules), slot)
+    wrap_layers(model, [*modules, *embeddings], slot)
     layers, kv_heads, head_dim = cache_shape = _cache_shape(text)
     probe.check_paged(model, expected, text.vocab_size, cache_shape)
     codec = TextCodec(tokenizer)
@@ -130,6 +139,7 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
         slot=slot,
         frames=FrameBank(parameter.device),
         modules=modules,
+        embeddings=embeddings,
         fingerprint=fingerprint,
         device=parameter.device,
         dtype=parameter.dtype,

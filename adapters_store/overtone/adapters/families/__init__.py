@@ -8,7 +8,9 @@ from overtone.adapters.base import BaseDescription
 from overtone.adapters.families.config import AdapterConfig, check_config, check_targets, read_config
 from overtone.adapters.families.loca import LOCA
 from overtone.adapters.families.sdctft import SDCTFT
-from overtone.adapters.families.types import Family, ParsedAdapter
+from overtone.adapters.families.tensors import without_base_copies
+from overtone.adapters.families.types import Family, ParsedAdapter, ParserContext
+from overtone.adapters.files import AdapterFiles
 from overtone.adapters.safetensors_reader import read_safetensors
 from overtone.adapters.text import shown
 from overtone.errors import BaseModelMismatch, UnsupportedAdapter
@@ -16,19 +18,17 @@ from overtone.errors import BaseModelMismatch, UnsupportedAdapter
 FAMILIES: Mapping[str, Family] = {"LOCA": LOCA, "SDCTFT": SDCTFT, "MACP": SDCTFT}
 """By the `peft_type` of adapter_config.json. MaCP is the later name of sDCTFT."""
 
-__all__ = ["FAMILIES", "ParsedAdapter", "parse_adapter"]
+__all__ = ["FAMILIES", "ParsedAdapter", "ParserContext", "parse_adapter"]
 
 
-def parse_adapter(
-    config_json: bytes, weights: bytes, base: BaseDescription, *, strict_base: bool = False
-) -> ParsedAdapter:
+def parse_adapter(files: AdapterFiles, context: ParserContext, *, strict_base: bool = False) -> ParsedAdapter:
     """The deltas of an adapter. Whatever in its files would not be applied is an error that names it.
 
-    config_json: the bytes of adapter_config.json; weights: those of adapter_model.safetensors. With `strict_base` an
-    adapter that names another base model is refused, without it that is a warning. Raises `InvalidAdapter` or one of its
-    kinds, for any bytes.
+    With `strict_base` an adapter that names another base model is refused, without it that is a warning. Raises
+    `InvalidAdapter` or one of its kinds, for any bytes.
     """
-    raw = read_config(config_json)
+    base = context.base
+    raw = read_config(files)
     peft_type = str(raw["peft_type"])
     if peft_type not in FAMILIES:
         message = f"the adapter family {shown(peft_type)} is not served; served are {', '.join(FAMILIES)}"
@@ -36,8 +36,10 @@ def parse_adapter(
     family = FAMILIES[peft_type]
     config = check_config(raw, family.keys)
     warnings = _check_base(config, base, strict_base)
-    parsed = family.parse(config, read_safetensors(weights).tensors, base)
-    check_targets(config, frozenset(parsed.deltas))
+    tensors = read_safetensors(files.weights, files.layout.weights).tensors
+    parsed = family.parse(config, without_base_copies(tensors, base), context)
+    if family.checks_targets:
+        check_targets(config, frozenset(parsed.deltas))
     return ParsedAdapter(
         family=family.name,
         deltas=parsed.deltas,
@@ -45,6 +47,7 @@ def parse_adapter(
         base_fingerprint=config.text("base_fingerprint"),
         parameter_count=parsed.parameter_count,
         warnings=warnings,
+        basis=parsed.basis,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from overtone.adapters.files import CONFIG_FILE, MAX_CONFIG_BYTES, refuse_pickle
+from overtone.adapters.files import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterFiles, refuse_pickle
 from overtone.adapters.text import read_json_object, shown
 from overtone.errors import InvalidAdapter, UnsupportedAdapter
 
@@ -53,6 +53,11 @@ NUMBER = Rule(is_number, "a finite number")
 FRACTION = Rule(lambda v: is_number(v) and 0 <= float(v) <= 1, "a number from 0 to 1")  # type: ignore[arg-type]
 UNUSED = Rule(lambda v: v is None or v in ([], {}), "null or empty", UnsupportedAdapter)
 
+NAMES = Rule(lambda v: v is None or isinstance(v, str) or _is_names(v), "text, a list of text or null")
+ANYTHING = Rule(lambda v: True, "anything")
+NOT_TRUE = Rule(lambda v: v is None or v is False, "false", UnsupportedAdapter)
+POSITIVE = Rule(lambda v: is_count(v) and v != 0, "a whole number >= 1")
+
 COMMON_KEYS: Mapping[str, Rule] = {
     "peft_type": Rule(lambda v: isinstance(v, str), "text"),
     "task_type": TEXT,
@@ -61,19 +66,25 @@ COMMON_KEYS: Mapping[str, Rule] = {
     "revision": TEXT,
     "peft_version": TEXT,
     "inference_mode": FLAG,
-    "init_weights": FLAG,
-    "target_modules": Rule(lambda v: v is None or isinstance(v, str) or _is_names(v), "text, a list of text or null"),
-    "exclude_modules": UNUSED,
+    "target_modules": NAMES,
+    # What these three leave out has no tensors either.
+    "exclude_modules": NAMES,
     "layers_to_transform": Rule(lambda v: v is None or _is_layers(v), "a layer, a list of layers or null"),
-    "layers_pattern": Rule(lambda v: v in (None, "", []), "null or empty", UnsupportedAdapter),
+    "layers_pattern": NAMES,
     "modules_to_save": UNUSED,
-    "auto_mapping": UNUSED,
-    "n_frequency_pattern": UNUSED,
+    # The class and package of the model that PEFT had loaded.
+    "auto_mapping": ANYTHING,
     "bias": Rule(lambda v: v in (None, "none"), '"none"', UnsupportedAdapter),
-    "fan_in_fan_out": Rule(lambda v: v is None or v is False, "false", UnsupportedAdapter),
+    "fan_in_fan_out": NOT_TRUE,
+}
+
+SPECTRUM_KEYS: Mapping[str, Rule] = {
+    "init_weights": FLAG,
     "scale": NUMBER,
     "n_frequency": Rule(lambda v: v is None or (is_count(v) and v != 0), "a whole number >= 1 or null"),
+    "n_frequency_pattern": UNUSED,
 }
+"""Of LoCA and sDCTFT."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +96,30 @@ class AdapterConfig:
     def text(self, key: str, default: str = "") -> str:
         return str(self.values.get(key, default))
 
-    @property
-    def scale(self) -> float:
-        return float(self.values.get("scale", 1.0))  # type: ignore[arg-type]
+    def number(self, key: str, default: float) -> float:
+        """Of a key whose rule admits only numbers."""
+        return float(self.values.get(key, default))  # type: ignore[arg-type]
 
-    @property
-    def n_frequency(self) -> int | None:
-        value = self.values.get("n_frequency")
+    def count(self, key: str) -> int | None:
+        """Of a key whose rule admits only whole numbers."""
+        value = self.values.get(key)
         return value if isinstance(value, int) else None
 
+    def flag(self, key: str, default: bool = False) -> bool:
+        return bool(self.values.get(key, default))
 
-def read_config(raw: bytes) -> dict[str, object]:
+
+def read_config(files: AdapterFiles) -> dict[str, object]:
     """The configuration as a JSON object that names its peft_type; nothing else is checked yet."""
-    refuse_pickle(CONFIG_FILE, raw)
+    name, raw = files.layout.config, files.config
+    refuse_pickle(name, raw)
     if len(raw) > MAX_CONFIG_BYTES:
-        message = f"{CONFIG_FILE} has {len(raw)} bytes, more than the {MAX_CONFIG_BYTES} allowed"
-        raise InvalidAdapter(message, field=CONFIG_FILE)
-    config = read_json_object(raw, CONFIG_FILE)
+        raise InvalidAdapter(f"{name} has {len(raw)} bytes, more than the {MAX_CONFIG_BYTES} allowed", field=name)
+    config = read_json_object(raw, name)
+    if files.layout.peft_type:
+        config.setdefault("peft_type", files.layout.peft_type)
     if not isinstance(config.get("peft_type"), str):
-        raise InvalidAdapter(f"{CONFIG_FILE} does not say its peft_type", field="peft_type")
+        raise InvalidAdapter(f"{name} does not say its peft_type", field="peft_type")
     return config
 
 

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 
 import torch
 
-from overtone.adapters.base import BaseDescription
 from overtone.adapters.families.coefficients import Coefficients, check_range, integer_indices, parse_coefficients
-from overtone.adapters.families.config import COUNT, FRACTION, AdapterConfig, one_of
-from overtone.adapters.families.types import Family, ParsedWeights
+from overtone.adapters.families.config import COUNT, FRACTION, SPECTRUM_KEYS, AdapterConfig, one_of
+from overtone.adapters.families.types import Family, ParsedWeights, ParserContext
 
 _HIGHEST = 0.999
 """The authors clamp here, which makes the very highest frequencies unreachable; we must land where they trained."""
@@ -34,17 +33,18 @@ def decode_locations(stored: Coefficients, shape: tuple[int, int]) -> torch.Tens
     return torch.stack([torch.round(t[axis] * (shape[axis] - 1)) for axis in range(2)]).to(torch.int64)
 
 
-def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], base: BaseDescription) -> ParsedWeights:
+def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: ParserContext) -> ParsedWeights:
     def fold(stored: Coefficients, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         locate = decode_locations if stored.indices.is_floating_point() else integer_indices
-        return locate(stored, shape), stored.values.to(torch.float64) * config.scale
+        return locate(stored, shape), stored.values.to(torch.float64) * config.number("scale", 1.0)
 
-    return parse_coefficients(config, tensors, base, "spectrum_indices", fold)
+    return parse_coefficients(config, tensors, context.base, "spectrum_indices", fold)
 
 
 LOCA = Family(
     name="loca",
     keys={
+        **SPECTRUM_KEYS,
         "learn_location_iter": COUNT,
         "loca_dct_mode": one_of("default", "sparse", "fast"),
         "loca_dropout": FRACTION,

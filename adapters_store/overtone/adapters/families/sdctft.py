@@ -18,10 +18,9 @@ from collections.abc import Mapping
 
 import torch
 
-from overtone.adapters.base import BaseDescription
 from overtone.adapters.families.coefficients import Coefficients, integer_indices, parse_coefficients
-from overtone.adapters.families.config import COUNT, FRACTION, AdapterConfig, one_of
-from overtone.adapters.families.types import Family, ParsedWeights
+from overtone.adapters.families.config import COUNT, FRACTION, SPECTRUM_KEYS, AdapterConfig, one_of
+from overtone.adapters.families.types import Family, ParsedWeights, ParserContext
 
 UNNORMALIZED, ORTHONORMAL = "dct_unnormalized", "dct_orthonormal"
 
@@ -33,22 +32,23 @@ def synthesis_gain(k: torch.Tensor, size: int) -> torch.Tensor:
     return gain
 
 
-def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], base: BaseDescription) -> ParsedWeights:
+def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: ParserContext) -> ParsedWeights:
     unnormalized = config.text("transform", UNNORMALIZED) == UNNORMALIZED
 
     def fold(stored: Coefficients, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         indices = integer_indices(stored, shape)
-        values = stored.values.to(torch.float64) * config.scale
+        values = stored.values.to(torch.float64) * config.number("scale", 1.0)
         if unnormalized:
             values = values * synthesis_gain(indices[0], shape[0]) * synthesis_gain(indices[1], shape[1])
         return indices, values
 
-    return parse_coefficients(config, tensors, base, "indices", fold)
+    return parse_coefficients(config, tensors, context.base, "indices", fold)
 
 
 SDCTFT = Family(
     name="sdctft",
     keys={
+        **SPECTRUM_KEYS,
         "transform": one_of(UNNORMALIZED, ORTHONORMAL),
         "energy_ratio": FRACTION,
         "entry_seed": COUNT,

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.families.config import AdapterConfig, Rule
+from overtone.adapters.memo import Memo
+from overtone.adapters.projectors import Projectors
 from overtone.kernels import Delta
+
+
+@dataclass(frozen=True)
+class ParserContext:
+    """What parsers may need besides an adapter's files.
+
+    base: the model that is served; memo: what many adapters share and only one should have to compute; projectors: the
+    singular vectors of the base's weights.
+    """
+
+    base: BaseDescription
+    memo: Memo = field(default_factory=Memo)
+    projectors: Projectors = field(default_factory=Projectors)
 
 
 @dataclass(frozen=True)
 class ParsedAdapter:
     """An adapter in the kernels' vocabulary, completely validated against one base model.
 
-    `deltas`: module -> what is added to its weight; `parameter_count`: stored coefficients, before duplicates merge.
+    `deltas`: module -> what is added to its weight; `parameter_count`: stored coefficients, before duplicates merge;
+    `basis`: where PiCa's singular vectors came from, else "".
     """
 
     family: str
@@ -25,6 +41,7 @@ class ParsedAdapter:
     base_fingerprint: str
     parameter_count: int
     warnings: tuple[str, ...]
+    basis: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,12 +50,18 @@ class ParsedWeights:
 
     deltas: Mapping[str, Delta]
     parameter_count: int
+    basis: str = ""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One adapter family. `keys`: the configuration keys that it allows beyond the common ones."""
+    """One adapter family.
+
+    `keys`: the configuration keys that it allows beyond the common ones, or in their place; `checks_targets`: whether
+    target_modules must tell the same modules as the tensors; False if the parser reads more into them.
+    """
 
     name: str
     keys: Mapping[str, Rule]
-    parse: Callable[[AdapterConfig, Mapping[str, torch.Tensor], BaseDescription], ParsedWeights]
+    parse: Callable[[AdapterConfig, Mapping[str, torch.Tensor], ParserContext], ParsedWeights]
+    checks_targets: bool = True

@@ -1,0 +1,42 @@
+"""What many adapters share and only the first one computes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T", bound=tuple[Any, ...])
+_BUDGET = 256 << 20
+
+
+class Memo:
+    """Tuples by key, the least recently used forgotten once their tensors exceed `max_bytes`. Thread-safe."""
+
+    def __init__(self, max_bytes: int = _BUDGET) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._known: OrderedDict[Hashable, tuple[Any, ...]] = OrderedDict()
+        self._used = 0
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned for `key`. Two threads may both make it; both get the same in the end."""
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]  # type: ignore[return-value]
+        made = make()
+        with self._lock:
+            made = self._known.setdefault(key, made)  # type: ignore[assignment]
+            self._known.move_to_end(key)
+            self._used = sum(map(_nbytes, self._known.values()))
+            while self._used > self._max_bytes and len(self._known) > 1:
+                self._used -= _nbytes(self._known.popitem(last=False)[1])
+        return made
+
+
+def _nbytes(value: tuple[Any, ...]) -> int:
+    return sum(t.numel() * t.element_size() for t in value if isinstance(t, torch.Tensor))

@@ -1,0 +1,108 @@
+"""Adapters in the form that the engine applies, in the memory of one device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
+
+import torch
+
+from overtone.kernels import CsrCore, Delta, Frame, ModulatedCore, PreparedCore, SharedMatrix, SparseCore, Term, prepare
+from overtone.kernels.sparse import CsrPattern
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResidentTerm:
+    """A `Term` ready to be applied. gain: (p,) float32 or None."""
+
+    analysis: Frame
+    core: PreparedCore
+    synthesis: Frame
+    gain: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResidentDelta:
+    """A `Delta` ready to be applied."""
+
+    terms: tuple[ResidentTerm, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentAdapter:
+    """One version in memory; equal only to itself. `nbytes`: of what is its own; `shared`: key -> bytes of what others may
+    use as well."""
+
+    digest: str
+    family: str
+    deltas: Mapping[str, ResidentDelta]
+    nbytes: int
+    shared: Mapping[str, int] = field(default_factory=dict)
+
+
+class SharedOnDevice:
+    """Patterns and matrices on one device, each there once while an adapter uses it. Thread-safe."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+        self.patterns: MutableMapping[str, CsrPattern] = WeakValueDictionary()
+        self._matrices: WeakValueDictionary[str, SharedMatrix] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def matrix(self, host: SharedMatrix) -> SharedMatrix:
+        """`host` on the device. A matrix with more rows takes the place of one with fewer."""
+        with self._lock:
+            known = self._matrices.get(host.key)
+            if known is None or len(known.matrix) < len(host.matrix):
+                known = SharedMatrix(host.key, host.matrix.to(self.device))
+                self._matrices[host.key] = known
+            return known
+
+    def term(self, term: Term) -> Term:
+        """`term` with its shared matrices on the device."""
+        core = term.core
+        if isinstance(core, ModulatedCore):
+            core = replace(core, basis=self.matrix(core.basis))
+        return replace(term, analysis=self._frame(term.analysis), core=core, synthesis=self._frame(term.synthesis))
+
+    def _frame(self, frame: Frame) -> Frame:
+        return frame if frame.shared is None else replace(frame, shared=self.matrix(frame.shared))
+
+
+def make_resident(
+    digest: str, family: str, deltas: Mapping[str, Delta], on_device: SharedOnDevice | None = None
+) -> ResidentAdapter:
+    """`deltas` in the form that the engine applies, in the memory of a device; None: the CPU."""
+    place = on_device or SharedOnDevice()
+    prepared: dict[int, PreparedCore] = {}  # one core may serve many modules
+    shared: dict[str, int] = {}
+    ready = {}
+    for name, delta in deltas.items():
+        terms = []
+        for term in map(place.term, delta.terms):
+            shared |= _shared_bytes(term)
+            core = prepared.get(id(term.core))
+            if core is None:
+                core = prepared[id(term.core)] = prepare(term.core, place.device, place.patterns)
+                if isinstance(term.core, SparseCore) and isinstance(core, CsrCore) and core.shared:
+                    shared[term.core.pattern.key] = core.pattern.nbytes
+            gain = None if term.gain is None else term.gain.to(place.device, torch.float32)
+            terms.append(ResidentTerm(term.analysis, core, term.synthesis, gain))
+        ready[name] = ResidentDelta(tuple(terms))
+    gains = sum(t.gain.numel() * 4 for d in ready.values() for t in d.terms if t.gain is not None)
+    return ResidentAdapter(digest, family, ready, gains + sum(c.nbytes for c in prepared.values()), shared)
+
+
+def matrices_of(term: Term) -> Iterator[SharedMatrix]:
+    """The shared matrices that a term uses."""
+    for frame in (term.analysis, term.synthesis):
+        if frame.shared is not None:
+            yield frame.shared
+    if isinstance(term.core, ModulatedCore):
+        yield term.core.basis
+
+
+def _shared_bytes(term: Term) -> dict[str, int]:
+    return {m.key: m.matrix.numel() * m.matrix.element_size() for m in matrices_of(term)}

@@ -1,0 +1,89 @@
+"""Tensors that many adapters use: stored once, named by their content.
+
+A shared blob is a safetensors file of nothing but the tensors; its SHA-256 is their key, "sha256:<64 hexadecimal digits>".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from weakref import WeakValueDictionary
+
+import safetensors.torch
+import torch
+
+from overtone.adapters.blobs import BlobFolder
+from overtone.adapters.projectors import BASE_SVD, Projectors
+from overtone.adapters.resident import matrices_of
+from overtone.adapters.safetensors_reader import Limits, read_safetensors
+from overtone.errors import BaseModelMismatch
+from overtone.kernels import SharedMatrix, SparseCore, SparsePattern, Term
+
+PREFIX = "sha256:"
+_LIMITS = Limits(tensors=2)
+
+
+def pack(**tensors: torch.Tensor) -> bytes:
+    """The blob. Equal tensors give equal bytes, in any process."""
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def key_of(**tensors: torch.Tensor) -> str:
+    """SharedMatrix: key_of(matrix=...); SparsePattern: key_of(rows=..., cols=...)."""
+    return PREFIX + hashlib.sha256(pack(**tensors)).hexdigest()
+
+
+def parts_of(term: Term) -> dict[str, dict[str, torch.Tensor]]:
+    """Digest -> tensors of what `term` shares with other adapters; the base model's singular vectors are not among them."""
+    core, matrices = term.core, matrices_of(term)
+    found = {m.key.removeprefix(PREFIX): {"matrix": m.matrix} for m in matrices if m.key.startswith(PREFIX)}
+    if isinstance(core, SparseCore) and core.pattern.key:
+        found[core.pattern.key.removeprefix(PREFIX)] = {"rows": core.rows, "cols": core.cols}
+    return found
+
+
+class SharedBlobs:
+    """Shared tensors from the blobs on disk; those in use are in memory once. Thread-safe."""
+
+    def __init__(self, blobs: BlobFolder, projectors: Projectors) -> None:
+        self._blobs = blobs
+        self._projectors = projectors
+        self._lock = threading.Lock()
+        self._known: WeakValueDictionary[str, SharedMatrix | SparsePattern] = WeakValueDictionary()
+
+    def matrix(self, key: str, rows: int, digest: str = "") -> SharedMatrix:
+        """The matrix with this key. Of the base's singular vectors, the first `rows` of which must have `digest`.
+
+        Raises `StoreCorrupted`, and `BaseModelMismatch` if the singular vectors are not those that the adapter was stored
+        with.
+        """
+        if key.startswith(BASE_SVD):
+            module = key.removeprefix(BASE_SVD)
+            matrix = self._projectors.get(module, rows)
+            if self._projectors.digest(module, rows) != digest:
+                raise BaseModelMismatch(
+                    f"the singular vectors of {module} are not those that the adapter was stored with; upload it again",
+                    field=module,
+                )
+            return matrix
+        found = self._find(key, lambda tensors: SharedMatrix(key, tensors["matrix"]))
+        assert isinstance(found, SharedMatrix)
+        return found
+
+    def pattern(self, key: str, shape: tuple[int, int]) -> SparsePattern:
+        found = self._find(f"{key} {shape}", lambda t: SparsePattern(t["rows"], t["cols"], shape, key))
+        assert isinstance(found, SparsePattern)
+        return found
+
+    def _find(
+        self, key: str, make: Callable[[Mapping[str, torch.Tensor]], SharedMatrix | SparsePattern]
+    ) -> SharedMatrix | SparsePattern:
+        with self._lock:
+            found = self._known.get(key)
+        if found is not None:
+            return found
+        digest = key.partition(" ")[0].removeprefix(PREFIX)
+        found = make(read_safetensors(self._blobs.read(digest), "a shared blob", _LIMITS).tensors)
+        with self._lock:
+            return self._known.setdefault(key, found)

@@ -1,0 +1,160 @@
+"""The terms of a stored adapter: to JSON facts and back, with every promise of `overtone.kernels.Term` checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from overtone.adapters.projectors import BASE_SVD, rows_digest
+from overtone.errors import InvalidAdapter
+from overtone.kernels import (
+    CirculantCore,
+    Core,
+    DenseCore,
+    DiagonalCore,
+    Frame,
+    FrameKind,
+    KroneckerCore,
+    LowRankCore,
+    ModulatedCore,
+    SharedMatrix,
+    SparseCore,
+    SparsePattern,
+    Term,
+    sound,
+)
+
+CORES: Mapping[str, type[Core]] = {
+    "sparse": SparseCore,
+    "low_rank": LowRankCore,
+    "dense": DenseCore,
+    "diagonal": DiagonalCore,
+    "kronecker": KroneckerCore,
+    "circulant": CirculantCore,
+    "modulated": ModulatedCore,
+}
+_NAMES = {core: name for name, core in CORES.items()}
+
+
+class SharedTensors(Protocol):
+    """Where patterns and matrices come from that are not in an adapter's own blob."""
+
+    def matrix(self, key: str, rows: int, digest: str = "") -> SharedMatrix:
+        """The matrix with this key; of the base's singular vectors at least `rows` rows, the first of which must have
+        `digest`."""
+
+    def pattern(self, key: str, shape: tuple[int, int]) -> SparsePattern: ...
+
+
+def facts_of(term: Term) -> dict[str, Any]:
+    """Everything about a term but its tensors."""
+    core = term.core
+    facts: dict[str, Any] = {
+        "analysis": _frame_facts(term.analysis, core.shape[1]),
+        "synthesis": _frame_facts(term.synthesis, core.shape[0]),
+        "core": _NAMES[type(core)],
+        "shape": list(core.shape),
+        "gain": term.gain is not None,
+    }
+    if not isinstance(core, SparseCore | DiagonalCore):
+        facts["scale"] = core.scale
+    if isinstance(core, SparseCore) and core.pattern.key:
+        facts["pattern"] = core.pattern.key
+    if isinstance(core, ModulatedCore):
+        facts |= {"basis": core.basis.key, "transposed": core.transposed}
+    return facts
+
+
+def _frame_facts(frame: Frame, rows: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": frame.kind.value}
+    if frame.block:
+        facts["block"] = frame.block
+    if frame.taps is not None:
+        facts["taps"] = [list(taps) for taps in frame.taps]
+    if frame.shared is not None:
+        facts["matrix"] = frame.shared.key
+        if frame.shared.key.startswith(BASE_SVD):
+            facts["digest"] = rows_digest(frame.shared.matrix[:rows])
+    return facts
+
+
+class TermReader:
+    """Builds the terms of one stored adapter. Raises `InvalidAdapter`, and KeyError, TypeError, ValueError or
+    AssertionError for facts that are no facts."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], sharing: SharedTensors) -> None:
+        self._tensors = tensors
+        self._sharing = sharing
+        self._used: set[str] = set()
+
+    def unused(self) -> set[str]:
+        return self._tensors.keys() - self._used
+
+    def term(self, module: str, index: int, facts: Mapping[str, Any], shape: tuple[int, int]) -> Term:
+        """The term with these facts on a layer of `shape`."""
+        same: Mapping[str, str] = facts.get("same", {})
+
+        def part(name: str) -> torch.Tensor:
+            stored = same.get(name, f"{module}.{index}.{name}")
+            self._used.add(stored)
+            return self._tensors[stored]
+
+        core = self._core(facts, part)
+        analysis = self._frame(facts["analysis"], core.shape[1])
+        synthesis = self._frame(facts["synthesis"], core.shape[0])
+        term = Term(analysis, core, synthesis, part("gain") if facts["gain"] else None)
+        if list(core.shape) != facts["shape"] or not sound(core) or not _fits(term, shape):
+            raise InvalidAdapter(f"the stored coefficients of {module} are malformed", field=module)
+        return term
+
+    def _core(self, facts: Mapping[str, Any], part: Any) -> Core:
+        kind = CORES[facts["core"]]
+        if kind is SparseCore:
+            rows, cols = (int(n) for n in facts["shape"])
+            if "pattern" in facts:
+                return SparseCore(self._sharing.pattern(facts["pattern"], (rows, cols)), part("values"))
+            return SparseCore(SparsePattern(part("rows"), part("cols"), (rows, cols)), part("values"))
+        if kind is DiagonalCore:
+            return DiagonalCore(part("values"))
+        scale = float(facts["scale"])
+        if kind is ModulatedCore:
+            lam = part("lam")
+            basis = self._sharing.matrix(facts["basis"], lam.shape[0])
+            return ModulatedCore(basis, part("gamma"), lam, scale, bool(facts["transposed"]))
+        names = {LowRankCore: "ab", DenseCore: ("matrix",), KroneckerCore: "abk", CirculantCore: ("kernel",)}[kind]
+        return kind(*(part(name) for name in names), scale)  # type: ignore[call-arg]
+
+    def _frame(self, facts: Mapping[str, Any], rows: int) -> Frame:
+        taps = facts.get("taps")
+        key = facts.get("matrix")
+        return Frame(
+            FrameKind(facts["kind"]),
+            block=int(facts.get("block", 0)),
+            taps=None if taps is None else (tuple(map(float, taps[0])), tuple(map(float, taps[1]))),
+            shared=None if key is None else self._sharing.matrix(key, rows, facts.get("digest", "")),
+        )
+
+
+def _fits(term: Term, shape: tuple[int, int]) -> bool:
+    """Whether the core lies between these two frames on a layer of `shape` (p, q)."""
+    (p, q), (m_out, m_in) = shape, term.core.shape
+    gain = term.gain
+    if gain is not None and (
+        gain.dtype != torch.float32 or tuple(gain.shape) != (p,) or not bool(gain.isfinite().all())
+    ):
+        return False
+    if term.analysis.kind is FrameKind.WEIGHT:
+        q = p
+    return _frame_fits(term.analysis, q, m_in) and _frame_fits(term.synthesis, p, m_out)
+
+
+def _frame_fits(frame: Frame, size: int, coefficients: int) -> bool:
+    if frame.shared is not None:
+        rows, columns = frame.shared.matrix.shape
+        return coefficients <= rows and size <= columns
+    if frame.block and size % frame.block:
+        return False
+    expected = size if frame.kind is FrameKind.WEIGHT else frame.coefficients(size)
+    return coefficients == expected

@@ -1,0 +1,204 @@
+"""Cores ready to be applied to the tokens that share them: u = K z for every row of z.
+
+Each class is the fast form of the core of the same name in `overtone.kernels.cores`, on its device and in float32; its
+slow twin is `overtone.kernels.reference.core_dense`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from overtone.kernels.cores import (
+    CirculantCore,
+    Core,
+    DenseCore,
+    DiagonalCore,
+    KroneckerCore,
+    LowRankCore,
+    SparseCore,
+)
+from overtone.kernels.sparse import CsrCore, PatternCache, compress
+
+_MODULATED_ELEMENTS = 1 << 24
+"""How many numbers `PreparedModulated` may spread a chunk of tokens to."""
+
+
+def _nbytes(*tensors: torch.Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedLowRank:
+    """at: (q, r), bt: (r, p) float32."""
+
+    at: torch.Tensor
+    bt: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bt.shape[1], self.at.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.at, self.bt)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        """z: (T, q) float32, or (T,) int64 for T one-hot vectors; returns (T, p)."""
+        return (z @ self.at if z.is_floating_point() else self.at[z]) @ self.bt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedDense:
+    """matrix: (m_out, m_in) float32; z may have more columns than m_in, of which the first count."""
+
+    matrix: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.matrix)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        return z[:, : self.matrix.shape[1]] @ self.matrix.T
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedDiagonal:
+    """values: (m,) float32; z may have more columns than m, of which the first count."""
+
+    values: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.numel(), self.values.numel()
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.values)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        return z[:, : self.values.numel()] * self.values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedKronecker:
+    """at: (q / d, R), bt: (R, p / d), k: (d, d) float32.
+
+    Instead of a low-rank pair of rank R d, which is the same map and the other honest execution: this one reads d times
+    fewer numbers a token.
+    """
+
+    at: torch.Tensor
+    bt: torch.Tensor
+    k: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bt.shape[1] * self.k.shape[0], self.at.shape[0] * self.k.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.at, self.bt, self.k)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        blocks = z.reshape(len(z), -1, self.k.shape[0])  # (T, q / d, d)
+        inner = (self.at.T @ blocks) @ self.k  # (T, R, d)
+        outer: torch.Tensor = self.bt.T @ inner
+        return outer.flatten(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedCirculant:
+    """spectra: (b // 2 + 1, q / b, p / b) complex64, the conjugate transforms of the kernels, scale folded in."""
+
+    spectra: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.spectra.shape[2], self.spectra.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.spectra)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        """z: (T, q / b, b // 2 + 1) complex64; returns (T, p / b, b // 2 + 1)."""
+        return torch.bmm(z.permute(2, 0, 1), self.spectra).permute(1, 2, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedModulated:
+    """basis: (r, n), gamma: (nb, n), lam: (r, nb) float32, scale folded into lam. The basis belongs to many adapters."""
+
+    basis: torch.Tensor
+    gamma: torch.Tensor
+    lam: torch.Tensor
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        many, n = self.lam.numel(), self.gamma.shape[1]
+        return (n, many) if self.transposed else (many, n)
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.gamma, self.lam)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        """z: (T, m_in) float32, more columns than m_in if it comes from a projection; returns (T, m_out)."""
+        one = self._gather if self.transposed else self._spread
+        chunk = max(1, _MODULATED_ELEMENTS // self.gamma.numel())
+        return torch.cat([one(part) for part in torch.split(z, chunk)]) if len(z) > chunk else one(z)
+
+    def _spread(self, z: torch.Tensor) -> torch.Tensor:
+        inner = (z[:, None, :] * self.gamma) @ self.basis.T  # (T, nb, r)
+        return (inner.transpose(1, 2) * self.lam).flatten(1)
+
+    def _gather(self, z: torch.Tensor) -> torch.Tensor:
+        inner = z[:, : self.lam.numel()].reshape(len(z), *self.lam.shape) * self.lam  # (T, r, nb)
+        spread: torch.Tensor = (inner.transpose(1, 2) @ self.basis) * self.gamma
+        return spread.sum(1)
+
+
+PreparedCore: TypeAlias = (
+    CsrCore
+    | PreparedLowRank
+    | PreparedDense
+    | PreparedDiagonal
+    | PreparedKronecker
+    | PreparedCirculant
+    | PreparedModulated
+)
+
+
+def prepare(core: Core, device: torch.device | None = None, patterns: PatternCache | None = None) -> PreparedCore:
+    """`core` in the form that is applied, on `device`. patterns: where sparse cores find the patterns that they share.
+
+    The tensors of shared matrices stay where they are: whoever makes frames puts them on the device.
+    """
+
+    def ready(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, torch.float32)
+
+    if isinstance(core, SparseCore):
+        return compress(core, device, patterns)
+    if isinstance(core, LowRankCore):
+        return PreparedLowRank(ready(core.a).T.contiguous(), ready(core.b).T.contiguous() * core.scale)
+    if isinstance(core, DenseCore):
+        return PreparedDense(ready(core.matrix) * core.scale)
+    if isinstance(core, DiagonalCore):
+        return PreparedDiagonal(ready(core.values))
+    if isinstance(core, KroneckerCore):
+        at, bt = ready(core.a).T.contiguous(), ready(core.b).T.contiguous()
+        return PreparedKronecker(at, bt, ready(core.k) * core.scale)
+    if isinstance(core, CirculantCore):
+        spectra = torch.fft.rfft(ready(core.kernel) * core.scale).conj()
+        return PreparedCirculant(spectra.permute(2, 1, 0).resolve_conj().contiguous())
+    basis = core.basis.matrix[:, : core.gamma.shape[1]]
+    return PreparedModulated(ready(basis), ready(core.gamma), ready(core.lam) * core.scale, core.transposed)
