@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from contextlib import aclosing, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,20 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 import overtone.client
 from overtone import errors
-from overtone.client import AsyncClient, Client, DeadlineExceeded, GenerateOptions, Outcome, Prompt, Token, TopToken
+from overtone.client import (
+    AdapterUse,
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    GenerateOptions,
+    InvalidAdapter,
+    Outcome,
+    Prompt,
+    Token,
+    TopToken,
+)
 from overtone.v1 import generation_pb2 as pb
+from support.adapters import make_loca_folder
 from support.fake_server import Driver, FakeServer
 
 EVERYTHING: GenerateOptions = {
@@ -64,7 +77,7 @@ def test_every_field_arrives(ask: Driver, server: FakeServer, method: str) -> No
 
 
 def test_the_expected_request_forgets_no_field() -> None:
-    options = GenerateOptions.__optional_keys__ - {"timeout", "messages", "token_ids"}
+    options = GenerateOptions.__optional_keys__ - {"timeout", "messages", "token_ids", "adapters"}
     assert options == EVERYTHING.keys() - {"timeout"}
     inside = {"sampling", "stopping", "response", "text"}
     assert fields_of(EXPECTED) - inside == options
@@ -82,6 +95,22 @@ def test_other_prompts_and_defaults(ask: Driver, server: FakeServer) -> None:
     assert empty.WhichOneof("prompt") == "text"
 
 
+def test_several_adapters_and_folders(ask: Driver, server: FakeServer, tmp_path: Path) -> None:
+    folder = make_loca_folder(tmp_path / "a", {"m": (2, 3)}, n=4, seed=1)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    ask(lambda client: client.generate("a", adapters={"one": 0.25, folder: -1.0}))
+    ask(lambda client: client.generate("a", adapter=folder))
+    several, alone = server.requests
+    assert [(s.adapter, s.weight) for s in several.adapters] == [("one", 0.25), ("", -1.0)]
+    assert dict(several.adapters[1].inline.files) == files
+    assert not several.adapter
+    (share,) = alone.adapters
+    assert dict(share.inline.files) == files
+    assert not share.HasField("weight")
+    with pytest.raises(InvalidAdapter, match="not a folder"):
+        ask(lambda client: client.generate("a", adapter=tmp_path / "none"))
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "error"),
     [
@@ -92,6 +121,7 @@ def test_other_prompts_and_defaults(ask: Driver, server: FakeServer) -> None:
         (None, {"messages": "a"}, TypeError),
         (None, {"messages": [{"role": "user"}]}, TypeError),
         ("a", {"max_new_tokens": 0}, ValueError),
+        ("a", {"adapter": "x", "adapters": {"y": 1.0}}, TypeError),
         ("a", {"temperatur": 1.0}, TypeError),
     ],
 )
@@ -109,6 +139,7 @@ def check_outcome(outcome: Outcome) -> None:
     assert outcome.usage.total_tokens == 5
     assert (outcome.timings.queue, outcome.timings.first_token, outcome.timings.total) == (0.25, 0.5, 1.5)
     assert (outcome.adapter, outcome.adapter_digest) == ("mine", "d" * 64)
+    assert outcome.adapters == [AdapterUse("mine", "d" * 64, 1.0)]
 
 
 def test_completion(ask: Driver) -> None:

@@ -30,6 +30,7 @@ def outcome() -> generation_pb2.Outcome:
         usage=generation_pb2.Usage(prompt_tokens=3, completion_tokens=2),
         adapter="mine",
         adapter_digest="d" * 64,
+        adapters=[generation_pb2.AdapterUse(adapter="mine", digest="d" * 64, weight=1.0)],
         request_id="r-1",
         seed=7,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,40 @@ def dense_delta(folder: Path, module: str, shape: tuple[int, int]) -> Array | No
         make = orthonormal_waves if orthonormal else unnormalised_waves
         waves = [make(k, size) for k, size in ((rows, shape[0]), (cols, shape[1]))]
     return (waves[0] * spectrum[:, None]).T @ waves[1]
+
+
+def dcft_delta(folder: Path, module: str, shape: tuple[int, int]) -> Array | None:
+    """c D^T with D = conv_transpose2d(A^T B^T, K, stride d), which is (in, out), as the authors compute it."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    prefix = f"base_model.model.{module}."
+    if prefix + "lora_A" not in tensors:
+        return None
+    a, b, k = (tensors[prefix + name].double() for name in ("lora_A", "lora_B", "lora_C"))
+    small = a.T @ b.T
+    kernel = k.reshape(1, 1, *k.shape[-2:])
+    grown = torch.nn.functional.conv_transpose2d(small[None, None], kernel, stride=kernel.shape[-1])[0, 0]
+    rank, alpha = config["lora_r"], config["lora_alpha"]
+    scale = (alpha if alpha > 0 else rank) / (rank + 1e-5)
+    assert grown.shape == shape[::-1]
+    delta: Array = (scale * grown.T).numpy()
+    return delta
+
+
+def pica_deltas(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """M P for every linear layer whose name has a key of the adapter in it; P = the first r rows of Vh of its weight, in
+    float32, or what the adapter brought itself."""
+    config = json.loads((folder / "pica_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "pica_adapter.safetensors")
+    found = {}
+    for name, weight in weights.items():
+        key = next((key for key in config["target_modules"] if key in name), None)
+        if key is None:
+            continue
+        own = tensors.get(f"basis.{name}")
+        basis = torch.linalg.svd(weight.float(), full_matrices=False)[2] if own is None else own
+        found[name] = tensors[key].double() @ basis[: tensors[key].shape[1]].double()
+    return found
 
 
 def locations(indices: torch.Tensor, shape: tuple[int, int]) -> list[npt.NDArray[np.int64]]:

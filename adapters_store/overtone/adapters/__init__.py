@@ -3,7 +3,7 @@
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapter
 from overtone.adapters.files import AdapterFiles
-from overtone.adapters.resident import ResidentAdapter, ResidentDelta, ResidentTerm
+from overtone.adapters.resident import ResidentAdapter, ResidentDelta
 from overtone.adapters.store import AdapterRecord, AdapterStore, Lease, StoreConfig, StoreStats, Upload
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "ParserContext",
     "ResidentAdapter",
     "ResidentDelta",
-    "ResidentTerm",
     "StoreConfig",
     "StoreStats",
     "Upload",

@@ -1,20 +1,33 @@
-"""The right to use one version of an adapter."""
+"""The right to use versions of adapters."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from overtone.adapters.resident import ResidentAdapter
 
 
-class Lease:
-    """`adapter` stays in memory until `release`, whatever happens to its id; `release` may be called more than once."""
+@dataclass(frozen=True)
+class Share:
+    """What a lease holds of one adapter. adapter_id: empty for one that is not in the catalogue."""
 
-    def __init__(self, adapter_id: str, adapter: ResidentAdapter, release: Callable[[], None]) -> None:
-        self.adapter_id = adapter_id
+    adapter_id: str
+    digest: str
+    weight: float = 1.0
+
+
+class Lease:
+    """`adapter` stays in memory until `release`, whatever happens to its id; `release` may be called more than once.
+
+    shares: the versions that it consists of, in the order of their digests.
+    """
+
+    def __init__(self, shares: tuple[Share, ...], adapter: ResidentAdapter, release: Callable[[], None]) -> None:
+        self.shares = shares
         self.adapter = adapter
         self._release: Callable[[], None] | None = release
         self._lock = threading.Lock()

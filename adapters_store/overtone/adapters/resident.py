@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
 import torch
 
-from overtone.kernels import CsrCore, Delta, Frame, ModulatedCore, PreparedCore, SharedMatrix, SparseCore, Term, prepare
+from overtone.kernels import (
+    CsrCore,
+    Delta,
+    Frame,
+    ModulatedCore,
+    PreparedCore,
+    PreparedTerm,
+    SharedMatrix,
+    SparseCore,
+    Term,
+    compose,
+    prepare,
+)
 from overtone.kernels.sparse import CsrPattern
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ResidentTerm:
-    """A `Term` ready to be applied. gain: (p,) float32 or None."""
-
-    analysis: Frame
-    core: PreparedCore
-    synthesis: Frame
-    gain: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResidentDelta:
     """A `Delta` ready to be applied."""
 
-    terms: tuple[ResidentTerm, ...]
+    terms: tuple[PreparedTerm, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +91,32 @@ def make_resident(
                 if isinstance(term.core, SparseCore) and isinstance(core, CsrCore) and core.shared:
                     shared[term.core.pattern.key] = core.pattern.nbytes
             gain = None if term.gain is None else term.gain.to(place.device, torch.float32)
-            terms.append(ResidentTerm(term.analysis, core, term.synthesis, gain))
+            terms.append(PreparedTerm(term.analysis, core, term.synthesis, gain))
         ready[name] = ResidentDelta(tuple(terms))
     gains = sum(t.gain.numel() * 4 for d in ready.values() for t in d.terms if t.gain is not None)
     return ResidentAdapter(digest, family, ready, gains + sum(c.nbytes for c in prepared.values()), shared)
+
+
+def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAdapter:
+    """One adapter whose deltas are the weighted sums of others': sum over i of w_i delta_W_i.
+
+    key: what stands for its digest. What the parts share they share with the mix.
+    """
+    modules = sorted({name for _, adapter in shares for name in adapter.deltas})
+    deltas = {
+        name: ResidentDelta(
+            compose(
+                (weight, term)
+                for weight, adapter in shares
+                if name in adapter.deltas
+                for term in adapter.deltas[name].terms
+            )
+        )
+        for name in modules
+    }
+    cores = {id(t.core): t.core for delta in deltas.values() for t in delta.terms}
+    shared = {k: v for _, adapter in shares for k, v in adapter.shared.items()}
+    return ResidentAdapter(key, "mix", deltas, sum(core.nbytes for core in cores.values()), shared)
 
 
 def matrices_of(term: Term) -> Iterator[SharedMatrix]:

@@ -7,7 +7,7 @@ and the next start removes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapt
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.folder import read_folder
 from overtone.adapters.lease import Lease
+from overtone.adapters.leasing import Leasing, Wanted
 from overtone.adapters.projectors import Projectors
 from overtone.adapters.records import (
     AdapterRecord,
@@ -34,7 +35,6 @@ from overtone.adapters.records import (
     check_page_size,
     make_page_token,
     parse_page_token,
-    parse_reference,
 )
 from overtone.adapters.residency import State
 from overtone.adapters.resident import make_resident
@@ -43,7 +43,7 @@ from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
 from overtone.errors import ConfigError
 
-__all__ = ["AdapterRecord", "AdapterStore", "Lease", "StoreConfig", "StoreStats", "Upload"]
+__all__ = ["AdapterRecord", "AdapterStore", "Lease", "StoreConfig", "StoreStats", "Upload", "Wanted"]
 
 Records = list[AdapterRecord]
 
@@ -66,6 +66,7 @@ class AdapterStore:
             projectors = Projectors(config.root / "bases" / base.fingerprint[:16], base)
             self._context = ParserContext(base, projectors=projectors)
             self._versions = Versions(self._blobs, self._catalogue, base, projectors, config.memory_bytes, device)
+            self._leasing = Leasing(self._catalogue, self._versions, self._context, strict_base=config.strict_base)
             self._versions.load_pinned()
             undo.pop_all()
 
@@ -174,22 +175,12 @@ class AdapterStore:
                 self._versions.sweep(digest, shared)
 
     def acquire(self, reference: str) -> Lease:
-        """A lease on the version that "id" or "id@digest" means now, in memory until released.
+        """A lease on the version that "id" or "id@digest" means now. Raises what `acquire_all` raises."""
+        return self._leasing.acquire([Wanted(reference)])
 
-        Raises `AdapterNotFound`, `AdapterMemoryFull`, `StoreCorrupted`, `StoreFailed`, and `BaseModelMismatch` for a
-        version that was stored for another base model.
-        """
-        adapter_id, prefix = parse_reference(reference)
-        digest, nbytes = self._catalogue.resolve(adapter_id, prefix)
-        self._versions.residency.retain(digest)
-        try:
-            # It may have been deleted before it was retained; after that its blob stays.
-            self._catalogue.resolve(adapter_id, digest)
-            adapter = self._versions.load(digest, nbytes)
-        except BaseException:
-            self._versions.release(digest)
-            raise
-        return Lease(adapter_id, adapter, partial(self._versions.release, digest))
+    def acquire_all(self, wanted: Sequence[Wanted]) -> Lease:
+        """A lease on the weighted sum of adapters; see `Leasing.acquire`."""
+        return self._leasing.acquire(wanted)
 
     def residency_state(self, digest: str) -> State:
         return self._versions.residency.state(digest)

@@ -13,6 +13,8 @@ _LONGEST_SHOWN = 160
 def shown(value: object) -> str:
     """`value` for a message: printable and short, whatever a file or a client put in it."""
     text = value if isinstance(value, str) else repr(value)
+    if len(text) <= _LONGEST_SHOWN and text.isprintable():
+        return text
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: _LONGEST_SHOWN + 1])
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
 

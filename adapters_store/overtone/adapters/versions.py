@@ -50,7 +50,8 @@ class Versions:
         self._doomed: dict[str, frozenset[str]] = {}
         self._closed = False
 
-    def _load(self, digest: str) -> ResidentAdapter:
+    def read(self, digest: str) -> ResidentAdapter:
+        """A version from disk, ready to be applied."""
         start = time.perf_counter()
         stored = decode(self._blobs.read(digest), self._base, self._sharing)
         adapter = make_resident(digest, stored.family, stored.deltas, self.on_device)
@@ -58,16 +59,12 @@ class Versions:
             self.on_load(time.perf_counter() - start)
         return adapter
 
-    def load(self, digest: str, nbytes: int) -> ResidentAdapter:
-        """A retained version, in memory."""
-        return self.residency.load(digest, nbytes, partial(self._load, digest))
-
     @contextmanager
     def held(self, digest: str, nbytes: int) -> Iterator[None]:
         """In memory, and not to be evicted, inside."""
         self.residency.retain(digest)
         try:
-            self.load(digest, nbytes)
+            self.residency.load(digest, nbytes, partial(self.read, digest))
             yield
         finally:
             self.release(digest)

@@ -1,5 +1,6 @@
 """Frames and cores as operators: for each a plain reference, a fast path, one dispatcher. Knows no adapter family."""
 
+from overtone.kernels.compose import PreparedTerm, compose
 from overtone.kernels.cores import (
     CirculantCore,
     Core,
@@ -56,12 +57,14 @@ __all__ = [
     "ModulatedCore",
     "PatternCache",
     "PreparedCore",
+    "PreparedTerm",
     "SharedMatrix",
     "SparseCore",
     "SparsePattern",
     "SparseStep",
     "Term",
     "block_dft",
+    "compose",
     "compress",
     "numbers_of",
     "plan_bags",

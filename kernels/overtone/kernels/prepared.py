@@ -22,6 +22,10 @@ from overtone.kernels.cores import (
 )
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
 
+KRONECKER_FROM = 8
+"""Kernels of at least this size are applied as they are, smaller ones as the low-rank pair that they equal. Measured on 2
+CPU cores (bench/results/dcft_execution.jsonl): the pair takes a third of the time at size 2 and half at 4; at 8 it takes as
+long for many tokens and half as long for one, but 64 times the memory."""
 _MODULATED_ELEMENTS = 1 << 24
 """How many numbers `PreparedModulated` may spread a chunk of tokens to."""
 
@@ -90,8 +94,8 @@ class PreparedDiagonal:
 class PreparedKronecker:
     """at: (q / d, R), bt: (R, p / d), k: (d, d) float32.
 
-    Instead of a low-rank pair of rank R d, which is the same map and the other honest execution: this one reads d times
-    fewer numbers a token.
+    The same map is a low-rank pair of rank R d, the other honest execution (`kronecker_pair`): faster for small d, where
+    three small products cost more than two larger ones, but with about d * d times as many numbers to keep.
     """
 
     at: torch.Tensor
@@ -107,10 +111,27 @@ class PreparedKronecker:
         return _nbytes(self.at, self.bt, self.k)
 
     def apply(self, z: torch.Tensor) -> torch.Tensor:
-        blocks = z.reshape(len(z), -1, self.k.shape[0])  # (T, q / d, d)
+        blocks = z.reshape(len(z), self.at.shape[0], self.k.shape[0])  # (T, q / d, d)
         inner = (self.at.T @ blocks) @ self.k  # (T, R, d)
         outer: torch.Tensor = self.bt.T @ inner
         return outer.flatten(1)
+
+
+def prepare_kronecker(core: KroneckerCore, device: torch.device | None = None) -> PreparedKronecker:
+    at, bt = (t.to(device, torch.float32).T.contiguous() for t in (core.a, core.b))
+    return PreparedKronecker(at, bt, core.k.to(device, torch.float32) * core.scale)
+
+
+def kronecker_pair(core: PreparedKronecker) -> PreparedLowRank:
+    """b a kron k^T = (b kron k^T) (a kron I): rank R d."""
+    eye = torch.eye(core.k.shape[0], device=core.k.device)
+    return PreparedLowRank(_kron(core.at, eye), _kron(core.bt, core.k))
+
+
+def _kron(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    # torch.kron refuses some transposed inputs.
+    (m, n), (k, j) = x.shape, y.shape
+    return (x[:, None, :, None] * y[None, :, None, :]).reshape(m * k, n * j)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +178,7 @@ class PreparedModulated:
         return torch.cat([one(part) for part in torch.split(z, chunk)]) if len(z) > chunk else one(z)
 
     def _spread(self, z: torch.Tensor) -> torch.Tensor:
-        inner = (z[:, None, :] * self.gamma) @ self.basis.T  # (T, nb, r)
+        inner = (z[:, None, : self.gamma.shape[1]] * self.gamma) @ self.basis.T  # (T, nb, r)
         return (inner.transpose(1, 2) * self.lam).flatten(1)
 
     def _gather(self, z: torch.Tensor) -> torch.Tensor:
@@ -195,8 +216,8 @@ def prepare(core: Core, device: torch.device | None = None, patterns: PatternCac
     if isinstance(core, DiagonalCore):
         return PreparedDiagonal(ready(core.values))
     if isinstance(core, KroneckerCore):
-        at, bt = ready(core.a).T.contiguous(), ready(core.b).T.contiguous()
-        return PreparedKronecker(at, bt, ready(core.k) * core.scale)
+        kronecker = prepare_kronecker(core, device)
+        return kronecker if core.k.shape[0] >= KRONECKER_FROM else kronecker_pair(kronecker)
     if isinstance(core, CirculantCore):
         spectra = torch.fft.rfft(ready(core.kernel) * core.scale).conj()
         return PreparedCirculant(spectra.permute(2, 1, 0).resolve_conj().contiguous())

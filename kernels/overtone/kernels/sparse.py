@@ -72,9 +72,13 @@ def compress(core: SparseCore, device: torch.device | None = None, patterns: Pat
         pattern = _compressed(core.pattern, device)
         if key and patterns is not None:
             patterns[key] = pattern
-    values = core.values.to(device)
-    matrix = torch.sparse_csr_tensor(pattern.pointers, pattern.cols, values, size=core.shape, check_invariants=False)
-    return CsrCore(pattern, values, matrix, shared=bool(key))
+    return csr_core(pattern, core.values.to(device), shared=bool(key))
+
+
+def csr_core(pattern: CsrPattern, values: torch.Tensor, *, shared: bool) -> CsrCore:
+    """values: (n,) float32 on the pattern's device."""
+    matrix = torch.sparse_csr_tensor(pattern.pointers, pattern.cols, values, size=pattern.shape, check_invariants=False)
+    return CsrCore(pattern, values, matrix, shared)
 
 
 def _compressed(pattern: SparsePattern, device: torch.device | None) -> CsrPattern:

@@ -45,7 +45,7 @@ class BlockDftFrame:
 
     def analyse(self, x: torch.Tensor) -> torch.Tensor:
         assert x.shape[-1] == self.size
-        blocks = x.reshape(*x.shape[:-1], -1, self.block)
+        blocks = x.reshape(*x.shape[:-1], self.size // self.block, self.block)
         if not x.numel():
             return torch.zeros(*blocks.shape[:-1], self.block // 2 + 1, dtype=torch.complex64, device=x.device)
         spectra: torch.Tensor = torch.fft.rfft(blocks)
@@ -61,7 +61,7 @@ class BlockDftFrame:
 class WaveletFrame:
     """Transpose of the single-level inverse discrete wavelet transform whose output is cropped to N in the middle.
 
-        synthesise: full[2 k + t] += u[k] low[t] + u[m / 2 + k] high[t];  y = full[L / 2 - 1 + c :][:N]
+        synthesise: full[2 k + t] += u[k] low[t] + u[m / 2 + k] high[t];  y = full[L - 2 + c :][:N]
         analyse:    the transpose of that
 
     with m = `wavelet_size(N, taps)`, L taps a filter, c = (m - L + 2 - N) // 2. x, y: (T, N); z, u: (T, m) float32.
@@ -71,10 +71,9 @@ class WaveletFrame:
         self, size: int, taps: tuple[tuple[float, ...], tuple[float, ...]], device: torch.device | None = None
     ) -> None:
         self.size = size
-        self._length = len(taps[0])
         self._half = wavelet_size(size, taps) // 2
         self._filters = torch.tensor(taps, dtype=torch.float32, device=device)[:, None, :]
-        full = 2 * self._half + self._length - 2
+        full = 2 * self._half + len(taps[0]) - 2
         self._before = (full - size) // 2
         self._after = full - size - self._before
 

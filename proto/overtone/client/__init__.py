@@ -17,6 +17,7 @@ from overtone.client._sync import Client
 from overtone.client._sync_adapters import AdapterClient
 from overtone.client.types import (
     Adapter,
+    AdapterUse,
     Chunk,
     Completion,
     FinishReason,
@@ -68,6 +69,7 @@ __all__ = [
     "AdapterIndexOutOfRange",
     "AdapterMemoryFull",
     "AdapterNotFound",
+    "AdapterUse",
     "AsyncAdapterClient",
     "AsyncClient",
     "BadSamplingParameter",

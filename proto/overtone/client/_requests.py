@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from overtone.client import _folder
 from overtone.v1 import adapters_pb2, generation_pb2
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
@@ -20,8 +22,10 @@ class GenerateOptions(TypedDict, total=False):
     """Instead of a text prompt: token ids, used as they are."""
     messages: Messages | None
     """Instead of a text prompt: a conversation, rendered by the model's chat template."""
-    adapter: str | None
-    """"ID" or "ID@DIGEST"; None: the base model."""
+    adapter: str | Path | None
+    """"ID" or "ID@DIGEST", or a folder on this machine whose adapter travels with the request; None: the base model."""
+    adapters: Mapping[str | Path, float] | None
+    """Instead of `adapter`: several, whose changes of the weights add up, each times its weight."""
     max_new_tokens: int | None
     temperature: float | None
     """0, the default: greedy."""
@@ -54,7 +58,6 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> generation
     given: Mapping[str, Any] = {name: value for name, value in options.items() if value is not None}
     _exactly_one(prompt=prompt, token_ids=given.get("token_ids"), messages=given.get("messages"))
     request = generation_pb2.GenerateRequest(
-        adapter=given.get("adapter", ""),
         sampling=generation_pb2.SamplingParameters(**{name: given[name] for name in _SAMPLING if name in given}),
         stopping=_stopping(given),
         response=generation_pb2.ResponseOptions(
@@ -64,6 +67,7 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> generation
         ),
         request_id=given.get("request_id", ""),
     )
+    _name_adapters(request, given.get("adapter"), given.get("adapters"))
     if prompt is not None:
         request.text = prompt
     elif "messages" in given:
@@ -71,6 +75,24 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> generation
     else:
         request.token_ids.CopyFrom(generation_pb2.TokenIds(ids=given["token_ids"]))
     return request
+
+
+def _name_adapters(
+    request: generation_pb2.GenerateRequest, one: str | Path | None, several: Mapping[str | Path, float] | None
+) -> None:
+    if one is not None and several is not None:
+        raise TypeError("give adapter or adapters, not both")
+    if isinstance(one, str):
+        request.adapter = one
+    elif one is not None:
+        request.adapters.append(generation_pb2.AdapterShare(inline=_folder.inline(one)))
+    for source, weight in (several or {}).items():
+        share = generation_pb2.AdapterShare(weight=weight)
+        if isinstance(source, str):
+            share.adapter = source
+        else:
+            share.inline.CopyFrom(_folder.inline(source))
+        request.adapters.append(share)
 
 
 def tokenize_request(prompt: str | None, messages: Messages | None) -> generation_pb2.TokenizeRequest:

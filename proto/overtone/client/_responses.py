@@ -55,6 +55,7 @@ def outcome(message: generation_pb2.Outcome) -> types.Outcome:
         adapter_digest=message.adapter_digest,
         request_id=message.request_id,
         seed=message.seed,
+        adapters=[types.AdapterUse(each.adapter, each.digest, each.weight) for each in message.adapters],
     )
 
 
@@ -75,6 +76,7 @@ def model(message: generation_pb2.Model) -> types.ModelInfo:
         has_chat_template=message.has_chat_template,
         modules=[types.Module(each.name, each.out_features, each.in_features) for each in message.modules],
         server_version=message.server_version,
+        embeddings=[types.Module(each.name, each.out_features, each.in_features) for each in message.embeddings],
     )
 
 
@@ -96,6 +98,7 @@ def adapter(message: adapters_pb2.Adapter) -> types.Adapter:
         update_time=_time(message.update_time) if message.HasField("update_time") else None,
         etag=message.etag,
         versions=list(message.versions),
+        basis=message.basis,
     )
 
 

@@ -68,8 +68,18 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class AdapterUse:
+    """An adapter version that served a request. adapter: empty if its files came with the request."""
+
+    adapter: str
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How a completion ended. `adapter` and `adapter_digest` are empty for the base model; `seed` is 0 if greedy."""
+    """How a completion ended. `adapter` and `adapter_digest` are empty for the base model and for several adapters;
+    `adapters` are all that served it, in the order of their digests; `seed` is 0 if greedy."""
 
     finish_reason: FinishReason
     stop: str
@@ -79,6 +89,7 @@ class Outcome:
     adapter_digest: str
     request_id: str
     seed: int
+    adapters: list[AdapterUse]
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class ModelInfo:
     has_chat_template: bool
     modules: list[Module]
     server_version: str
+    embeddings: list[Module]
 
 
 @dataclass(frozen=True)
@@ -147,3 +159,5 @@ class Adapter:
     update_time: datetime | None
     etag: str
     versions: list[str]
+    basis: str
+    """Of PiCa: where its singular vectors came from ("own", "pinned", "assumed"), else empty."""

@@ -29,7 +29,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aovertone/v1/adapters.proto\x12\x0bovertone.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x05\n\x07\x41\x64\x61pter\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x66\x61mily\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12/\n\x05state\x18\x05 \x01(\x0e\x32\x1a.overtone.v1.Adapter.StateB\x04\xe2\x41\x01\x03\x12\x14\n\x06pinned\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x36\n\x06labels\x18\x07 \x03(\x0b\x32 .overtone.v1.Adapter.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x18\n\nsize_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmodule_count\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fparameter_count\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12%\n\x17\x62\x61se_model_name_or_path\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x0c \x03(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0f \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08versions\x18\x10 \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_STORED\x10\x01\x12\x11\n\rSTATE_LOADING\x10\x02\x12\x12\n\x0eSTATE_RESIDENT\x10\x03:@\xea\x41=\n\x14overtone.dev/Adapter\x12\x12\x61\x64\x61pters/{adapter}*\x08\x61\x64\x61pters2\x07\x61\x64\x61pter\"t\n\x14UploadAdapterRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.overtone.v1.UploadHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.overtone.v1.FileChunkH\x00\x42\x06\n\x04part\"\\\n\x0cUploadHeader\x12\x18\n\nadapter_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x07options\x18\x02 \x01(\x0b\x32\x1b.overtone.v1.AdapterOptionsB\x04\xe2\x41\x01\x01\"2\n\tFileChunk\x12\x17\n\tfile_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xc4\x01\n\x0e\x41\x64\x61pterOptions\x12\x13\n\x06pinned\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x37\n\x06labels\x18\x02 \x03(\x0b\x32\'.overtone.v1.AdapterOptions.LabelsEntry\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_pinned\"v\n\x12LoadAdapterRequest\x12\x18\n\nadapter_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x07options\x18\x03 \x01(\x0b\x32\x1b.overtone.v1.AdapterOptionsB\x04\xe2\x41\x01\x01\"\'\n\x11GetAdapterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.overtone.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x14UpdateAdapterRequest\x12+\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.overtone.v1.AdapterB\x04\xe2\x41\x01\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x14\x44\x65leteAdapterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t2\xd1\x03\n\x0e\x41\x64\x61pterService\x12J\n\rUploadAdapter\x12!.overtone.v1.UploadAdapterRequest\x1a\x14.overtone.v1.Adapter(\x01\x12\x44\n\x0bLoadAdapter\x12\x1f.overtone.v1.LoadAdapterRequest\x1a\x14.overtone.v1.Adapter\x12\x42\n\nGetAdapter\x12\x1e.overtone.v1.GetAdapterRequest\x1a\x14.overtone.v1.Adapter\x12S\n\x0cListAdapters\x12 .overtone.v1.ListAdaptersRequest\x1a!.overtone.v1.ListAdaptersResponse\x12H\n\rUpdateAdapter\x12!.overtone.v1.UpdateAdapterRequest\x1a\x14.overtone.v1.Adapter\x12J\n\rDeleteAdapter\x12!.overtone.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aovertone/v1/adapters.proto\x12\x0bovertone.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x05\n\x07\x41\x64\x61pter\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x66\x61mily\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12/\n\x05state\x18\x05 \x01(\x0e\x32\x1a.overtone.v1.Adapter.StateB\x04\xe2\x41\x01\x03\x12\x14\n\x06pinned\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x36\n\x06labels\x18\x07 \x03(\x0b\x32 .overtone.v1.Adapter.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x18\n\nsize_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmodule_count\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fparameter_count\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12%\n\x17\x62\x61se_model_name_or_path\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x0c \x03(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0f \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08versions\x18\x10 \x03(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62\x61sis\x18\x11 \x01(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_STORED\x10\x01\x12\x11\n\rSTATE_LOADING\x10\x02\x12\x12\n\x0eSTATE_RESIDENT\x10\x03:@\xea\x41=\n\x14overtone.dev/Adapter\x12\x12\x61\x64\x61pters/{adapter}*\x08\x61\x64\x61pters2\x07\x61\x64\x61pter\"t\n\x14UploadAdapterRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.overtone.v1.UploadHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.overtone.v1.FileChunkH\x00\x42\x06\n\x04part\"\\\n\x0cUploadHeader\x12\x18\n\nadapter_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x07options\x18\x02 \x01(\x0b\x32\x1b.overtone.v1.AdapterOptionsB\x04\xe2\x41\x01\x01\"2\n\tFileChunk\x12\x17\n\tfile_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xc4\x01\n\x0e\x41\x64\x61pterOptions\x12\x13\n\x06pinned\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x37\n\x06labels\x18\x02 \x03(\x0b\x32\'.overtone.v1.AdapterOptions.LabelsEntry\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_pinned\"v\n\x12LoadAdapterRequest\x12\x18\n\nadapter_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x07options\x18\x03 \x01(\x0b\x32\x1b.overtone.v1.AdapterOptionsB\x04\xe2\x41\x01\x01\"\'\n\x11GetAdapterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.overtone.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x14UpdateAdapterRequest\x12+\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.overtone.v1.AdapterB\x04\xe2\x41\x01\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x14\x44\x65leteAdapterRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t2\xd1\x03\n\x0e\x41\x64\x61pterService\x12J\n\rUploadAdapter\x12!.overtone.v1.UploadAdapterRequest\x1a\x14.overtone.v1.Adapter(\x01\x12\x44\n\x0bLoadAdapter\x12\x1f.overtone.v1.LoadAdapterRequest\x1a\x14.overtone.v1.Adapter\x12\x42\n\nGetAdapter\x12\x1e.overtone.v1.GetAdapterRequest\x1a\x14.overtone.v1.Adapter\x12S\n\x0cListAdapters\x12 .overtone.v1.ListAdaptersRequest\x1a!.overtone.v1.ListAdaptersResponse\x12H\n\rUpdateAdapter\x12!.overtone.v1.UpdateAdapterRequest\x1a\x14.overtone.v1.Adapter\x12J\n\rDeleteAdapter\x12!.overtone.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -70,6 +70,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTER'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
   _globals['_ADAPTER'].fields_by_name['versions']._loaded_options = None
   _globals['_ADAPTER'].fields_by_name['versions']._serialized_options = b'\342A\001\003'
+  _globals['_ADAPTER'].fields_by_name['basis']._loaded_options = None
+  _globals['_ADAPTER'].fields_by_name['basis']._serialized_options = b'\342A\001\003'
   _globals['_ADAPTER']._loaded_options = None
   _globals['_ADAPTER']._serialized_options = b'\352A=\n\024overtone.dev/Adapter\022\022adapters/{adapter}*\010adapters2\007adapter'
   _globals['_UPLOADHEADER'].fields_by_name['adapter_id']._loaded_options = None
@@ -93,33 +95,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEADAPTERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEADAPTERREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_ADAPTER']._serialized_start=200
-  _globals['_ADAPTER']._serialized_end=923
-  _globals['_ADAPTER_LABELSENTRY']._serialized_start=723
-  _globals['_ADAPTER_LABELSENTRY']._serialized_end=768
-  _globals['_ADAPTER_STATE']._serialized_start=770
-  _globals['_ADAPTER_STATE']._serialized_end=857
-  _globals['_UPLOADADAPTERREQUEST']._serialized_start=925
-  _globals['_UPLOADADAPTERREQUEST']._serialized_end=1041
-  _globals['_UPLOADHEADER']._serialized_start=1043
-  _globals['_UPLOADHEADER']._serialized_end=1135
-  _globals['_FILECHUNK']._serialized_start=1137
-  _globals['_FILECHUNK']._serialized_end=1187
-  _globals['_ADAPTEROPTIONS']._serialized_start=1190
-  _globals['_ADAPTEROPTIONS']._serialized_end=1386
-  _globals['_ADAPTEROPTIONS_LABELSENTRY']._serialized_start=723
-  _globals['_ADAPTEROPTIONS_LABELSENTRY']._serialized_end=768
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1388
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1506
-  _globals['_GETADAPTERREQUEST']._serialized_start=1508
-  _globals['_GETADAPTERREQUEST']._serialized_end=1547
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1549
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1609
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1611
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1698
-  _globals['_UPDATEADAPTERREQUEST']._serialized_start=1700
-  _globals['_UPDATEADAPTERREQUEST']._serialized_end=1816
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=1818
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=1874
-  _globals['_ADAPTERSERVICE']._serialized_start=1877
-  _globals['_ADAPTERSERVICE']._serialized_end=2342
+  _globals['_ADAPTER']._serialized_end=944
+  _globals['_ADAPTER_LABELSENTRY']._serialized_start=744
+  _globals['_ADAPTER_LABELSENTRY']._serialized_end=789
+  _globals['_ADAPTER_STATE']._serialized_start=791
+  _globals['_ADAPTER_STATE']._serialized_end=878
+  _globals['_UPLOADADAPTERREQUEST']._serialized_start=946
+  _globals['_UPLOADADAPTERREQUEST']._serialized_end=1062
+  _globals['_UPLOADHEADER']._serialized_start=1064
+  _globals['_UPLOADHEADER']._serialized_end=1156
+  _globals['_FILECHUNK']._serialized_start=1158
+  _globals['_FILECHUNK']._serialized_end=1208
+  _globals['_ADAPTEROPTIONS']._serialized_start=1211
+  _globals['_ADAPTEROPTIONS']._serialized_end=1407
+  _globals['_ADAPTEROPTIONS_LABELSENTRY']._serialized_start=744
+  _globals['_ADAPTEROPTIONS_LABELSENTRY']._serialized_end=789
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1409
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1527
+  _globals['_GETADAPTERREQUEST']._serialized_start=1529
+  _globals['_GETADAPTERREQUEST']._serialized_end=1568
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1570
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1630
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1632
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1719
+  _globals['_UPDATEADAPTERREQUEST']._serialized_start=1721
+  _globals['_UPDATEADAPTERREQUEST']._serialized_end=1837
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=1839
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=1895
+  _globals['_ADAPTERSERVICE']._serialized_start=1898
+  _globals['_ADAPTERSERVICE']._serialized_end=2363
 # @@protoc_insertion_point(module_scope)

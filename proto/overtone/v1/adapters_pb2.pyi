@@ -86,6 +86,7 @@ class Adapter(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"adapters/ID". An ID has 1 to 128 of A-Z a-z 0-9 . _ - and begins and ends with a letter or digit."""
     uid: _builtins.str
@@ -106,6 +107,10 @@ class Adapter(_message.Message):
     """As the adapter's own configuration states it."""
     etag: _builtins.str
     """Changes with every change of the resource."""
+    basis: _builtins.str
+    """Of PiCa: where its singular vectors came from. "own": the adapter brought them; "pinned": it named their digest, which
+    matched; "assumed": it said nothing, so they are the server's, and the tuner's may have differed in signs.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64 labels; keys of 1 to 63 characters, values of at most 256."""
@@ -141,10 +146,11 @@ class Adapter(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         versions: _abc.Iterable[_builtins.str] | None = ...,
+        basis: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_name_or_path", b"base_model_name_or_path", "create_time", b"create_time", "digest", b"digest", "etag", b"etag", "family", b"family", "labels", b"labels", "module_count", b"module_count", "name", b"name", "parameter_count", b"parameter_count", "pinned", b"pinned", "size_bytes", b"size_bytes", "state", b"state", "uid", b"uid", "update_time", b"update_time", "versions", b"versions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_name_or_path", b"base_model_name_or_path", "basis", b"basis", "create_time", b"create_time", "digest", b"digest", "etag", b"etag", "family", b"family", "labels", b"labels", "module_count", b"module_count", "name", b"name", "parameter_count", b"parameter_count", "pinned", b"pinned", "size_bytes", b"size_bytes", "state", b"state", "uid", b"uid", "update_time", b"update_time", "versions", b"versions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,7 +216,9 @@ class FileChunk(_message.Message):
     FILE_NAME_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     file_name: _builtins.str
-    """"adapter_config.json" or "adapter_model.safetensors". Chunks of a file follow each other."""
+    """"adapter_config.json" or "adapter_model.safetensors", for PiCa "pica_config.json" or "pica_adapter.safetensors". Chunks of
+    a file follow each other.
+    """
     data: _builtins.bytes
     def __init__(
         self,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overtone.api.backend import Running
+from overtone.api.shares import MAX_ADAPTERS
 from overtone.engine.types import Event
 from overtone.errors import OvertoneError
 from overtone.v1 import generation_pb2 as pb
@@ -31,7 +32,8 @@ class Entry:
     fields: dict[str, Any] = field(default_factory=dict)
 
     def started(self, running: Running) -> None:
-        self.fields |= {"digest": running.adapter_digest, "prompt_tokens": len(running.request.prompt_ids)}
+        digests = ",".join(share.digest for share in running.shares)
+        self.fields |= {"digest": digests, "prompt_tokens": len(running.request.prompt_ids)}
 
     def events(self, events: list[Event]) -> None:
         self.fields["output_tokens"] = self.fields.get("output_tokens", 0) + sum(len(e.token_ids) for e in events)
@@ -50,7 +52,8 @@ class AccessLog:
     @contextmanager
     def request(self, method: str, request: pb.GenerateRequest) -> Iterator[Entry]:
         # The client's own strings are cut: they are validated only later.
-        entry = Entry(method, request.adapter[:256], request.request_id[:128])
+        named = request.adapter or "+".join(share.adapter or "(inline)" for share in request.adapters[:MAX_ADAPTERS])
+        entry = Entry(method, named[:256], request.request_id[:128])
         code = "OK"
         try:
             yield entry

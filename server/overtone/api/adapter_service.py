@@ -150,6 +150,7 @@ def _resource(backend: Backend, record: AdapterRecord) -> pb.Adapter:
         warnings=record.warnings,
         etag=record.etag,
         versions=record.versions,
+        basis=record.basis,
     )
     adapter.create_time.FromDatetime(record.create_time)
     adapter.update_time.FromDatetime(record.update_time)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 
 from overtone.adapters.base import BaseDescription
+from overtone.adapters.lease import Share
 from overtone.adapters.resident import ResidentDelta, SharedOnDevice, make_resident
-from overtone.adapters.store import AdapterStore, Lease, StoreConfig, Upload
+from overtone.adapters.store import AdapterStore, Lease, StoreConfig, Upload, Wanted
 from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft, PromptSource
 from overtone.api.metrics import Metrics
@@ -36,8 +37,7 @@ class Running:
 
     request: Request
     session: Session
-    adapter_id: str
-    adapter_digest: str
+    shares: tuple[Share, ...]
 
 
 class Backend:
@@ -105,7 +105,7 @@ class Backend:
         arrival = time.monotonic()
         ids = await self.tokenize(draft.prompt)
         stopping = self._check_prompt(ids, draft)
-        lease = await self._acquire(draft.adapter) if draft.adapter else None
+        lease = await self._acquire(draft.adapters) if draft.adapters else None
         request = Request(
             request_id=engine_id,
             prompt_ids=ids,
@@ -119,10 +119,10 @@ class Backend:
             top_n=draft.top_n,
         )
         session = self._sessions.submit(self.engine, request, lease)
-        return Running(request, session, lease.adapter_id if lease else "", lease.adapter.digest if lease else "")
+        return Running(request, session, lease.shares if lease else ())
 
-    async def _acquire(self, reference: str) -> Lease:
-        return await run_abandonable(self._lease_threads, lambda: self.store.acquire(reference), Lease.release)
+    async def _acquire(self, wanted: Sequence[Wanted]) -> Lease:
+        return await run_abandonable(self._lease_threads, lambda: self.store.acquire_all(wanted), Lease.release)
 
     def _check_prompt(self, ids: tuple[int, ...], draft: Draft) -> StoppingParams:
         """What the request may generate. Raises if the model cannot take its prompt."""

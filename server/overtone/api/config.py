@@ -66,6 +66,9 @@ class ServerConfig:
     )
     adapter_memory_mib: int = field(default=1024, metadata=_about("Memory for resident adapters, in MiB.", least=1))
     max_adapter_mib: int = field(default=64, metadata=_about("Largest adapter accepted, in MiB.", least=1))
+    max_inline_adapter_mib: int = field(
+        default=4, metadata=_about("Largest adapter accepted within a request, in MiB; 0: none.", least=0)
+    )
     drain_seconds: float = field(
         default=30.0, metadata=_about("How long running requests may finish after SIGTERM.", least=0)
     )
@@ -121,6 +124,10 @@ class ServerConfig:
     @property
     def max_adapter_bytes(self) -> int:
         return self.max_adapter_mib * MIB
+
+    @property
+    def max_inline_adapter_bytes(self) -> int:
+        return self.max_inline_adapter_mib * MIB
 
     def _check_limits(self) -> None:
         check_step_tokens(self.max_step_tokens, self.max_batch)

@@ -10,6 +10,9 @@ from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
+from overtone.adapters.lease import Share
+from overtone.adapters.store import Wanted
+from overtone.api.shares import wanted_adapters
 from overtone.engine.types import Finish, FinishReason, SamplingParams, StoppingParams, TokenLogprob
 from overtone.errors import BadSamplingParameter, InvalidRequest, PromptTooLong
 from overtone.v1 import generation_pb2 as pb
@@ -39,7 +42,7 @@ class Draft:
 
     request_id: str
     prompt: PromptSource
-    adapter: str
+    adapters: tuple[Wanted, ...]
     sampling: SamplingParams
     stopping: StoppingParams
     logprobs: bool
@@ -48,7 +51,7 @@ class Draft:
     length_defaulted: bool = False  # max_new_tokens is the server's default: to be cut to what the context leaves
 
 
-def draft(request: pb.GenerateRequest, default_max_new_tokens: int, max_tokens: int) -> Draft:
+def draft(request: pb.GenerateRequest, default_max_new_tokens: int, max_tokens: int, max_inline_bytes: int) -> Draft:
     """Checks everything that can be checked without the model. Raises `InvalidRequest` naming the field."""
     request_id = request.request_id or secrets.token_hex(8)
     if len(request_id) > MAX_REQUEST_ID_CHARS or not request_id.isprintable():
@@ -59,7 +62,7 @@ def draft(request: pb.GenerateRequest, default_max_new_tokens: int, max_tokens: 
     return Draft(
         request_id=request_id,
         prompt=prompt(request, max_tokens),
-        adapter=request.adapter,
+        adapters=wanted_adapters(request, max_inline_bytes),
         sampling=_sampling(request.sampling),
         stopping=_stopping(request.stopping, default_max_new_tokens),
         logprobs=request.response.logprobs or top_n > 0,
@@ -151,7 +154,8 @@ def token_infos(
     ]
 
 
-def outcome(finish: Finish, draft: Draft, prompt_tokens: int, adapter_id: str, digest: str) -> pb.Outcome:
+def outcome(finish: Finish, draft: Draft, prompt_tokens: int, shares: Sequence[Share]) -> pb.Outcome:
+    (one,) = shares if len(shares) == 1 else (Share("", ""),)
     return pb.Outcome(
         finish_reason=_REASONS[finish.reason],
         stop=finish.stop,
@@ -161,8 +165,9 @@ def outcome(finish: Finish, draft: Draft, prompt_tokens: int, adapter_id: str, d
             first_token=_duration(finish.first_token_s),
             total=_duration(finish.total_s),
         ),
-        adapter=adapter_id,
-        adapter_digest=digest,
+        adapter=one.adapter_id,
+        adapter_digest=one.digest,
+        adapters=[pb.AdapterUse(adapter=s.adapter_id, digest=s.digest, weight=s.weight) for s in shares],
         request_id=draft.request_id,
         seed=draft.sampling.seed,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from overtone.api import convert
 from overtone.api.access_log import AccessLog
@@ -53,7 +53,9 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         backend = self._backend.get()
         with self._log.request(method, request) as entry:
             limit = backend.engine_config.max_context_tokens
-            draft = convert.draft(request, self._config.default_max_new_tokens, limit)
+            draft = convert.draft(
+                request, self._config.default_max_new_tokens, limit, self._config.max_inline_adapter_bytes
+            )
             entry.request_id = draft.request_id
             running = await backend.start(draft, uuid.uuid4().hex, context.time_remaining())
             entry.started(running)
@@ -98,9 +100,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         finish = events[-1].finish
         if finish is not None:
             prompt_tokens = len(running.request.prompt_ids)
-            part.outcome.CopyFrom(
-                convert.outcome(finish, draft, prompt_tokens, running.adapter_id, running.adapter_digest)
-            )
+            part.outcome.CopyFrom(convert.outcome(finish, draft, prompt_tokens, running.shares))
         return part
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
@@ -122,9 +122,14 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             max_context_tokens=backend.engine_config.max_context_tokens,
             eos_token_ids=sorted(base.eos_token_ids),
             has_chat_template=base.codec.has_chat_template,
-            modules=[pb.Module(name=name, out_features=p, in_features=q) for name, (p, q) in base.modules.items()],
+            modules=_modules(base.modules),
+            embeddings=_modules(base.embeddings),
             server_version=server_version(),
         )
+
+
+def _modules(shapes: Mapping[str, tuple[int, int]]) -> list[pb.Module]:
+    return [pb.Module(name=name, out_features=p, in_features=q) for name, (p, q) in shapes.items()]
 
 
 def server_version() -> str:

@@ -5,17 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from overtone.adapters.base import BaseDescription
+from overtone.adapters.families.c3a import C3A
 from overtone.adapters.families.config import AdapterConfig, check_config, check_targets, read_config
+from overtone.adapters.families.dcft import DCFT
+from overtone.adapters.families.fourierft import FOURIERFT
 from overtone.adapters.families.loca import LOCA
+from overtone.adapters.families.lora import LORA
 from overtone.adapters.families.sdctft import SDCTFT
+from overtone.adapters.families.shira import SHIRA
 from overtone.adapters.families.tensors import without_base_copies
 from overtone.adapters.families.types import Family, ParsedAdapter, ParserContext
+from overtone.adapters.families.vblora import VBLORA
+from overtone.adapters.families.waveft import WAVEFT
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.safetensors_reader import read_safetensors
 from overtone.adapters.text import shown
 from overtone.errors import BaseModelMismatch, UnsupportedAdapter
 
-FAMILIES: Mapping[str, Family] = {"LOCA": LOCA, "SDCTFT": SDCTFT, "MACP": SDCTFT}
+FAMILIES: Mapping[str, Family] = {
+    "LOCA": LOCA,
+    "SDCTFT": SDCTFT,
+    "MACP": SDCTFT,
+    "FOURIERFT": FOURIERFT,
+    "WAVEFT": WAVEFT,
+    "C3A": C3A,
+    "SHIRA": SHIRA,
+    "LORA": LORA,
+    "VBLORA": VBLORA,
+    "DCFT": DCFT,
+}
 """By the `peft_type` of adapter_config.json. MaCP is the later name of sDCTFT."""
 
 __all__ = ["FAMILIES", "ParsedAdapter", "ParserContext", "parse_adapter"]

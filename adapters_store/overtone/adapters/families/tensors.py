@@ -10,6 +10,7 @@ import torch
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.text import shown
 from overtone.errors import BaseModelMismatch, InvalidAdapter, NonFiniteAdapter
+from overtone.kernels.cores import all_finite
 
 PREFIX = "base_model.model."
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -88,13 +89,13 @@ def by_module(
                 missing = shown(f"{PREFIX}{module}.{part}")
                 raise InvalidAdapter(f"{beside} has no {missing} beside it", field=beside)
     if not modules:
-        raise InvalidAdapter("the adapter has no tensors", field=min(required))
+        raise InvalidAdapter("the adapter has no tensors", field=min(parts))
     return modules
 
 
 def check_finite(name: str, tensor: torch.Tensor, when: str = "") -> None:
     """Raises `NonFiniteAdapter` with the first position that is not finite."""
-    if not bool(tensor.isfinite().all()):
+    if not all_finite(tensor):
         position = [int(i) for i in (~tensor.isfinite()).nonzero()[0]]
         value = float(tensor[tuple(position)])
         message = f"{name}{position} is {value} {when}".rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt")
-@click.option("--adapter", help="ID or ID@DIGEST; without it the base model answers.")
+@click.option(
+    "--adapter",
+    "named",
+    multiple=True,
+    metavar="ID[@DIGEST][=WEIGHT]",
+    help="Which adapter answers; without it the base model does. Repeatable: the adapters' changes add up.",
+)
+@click.option(
+    "--adapter-folder",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="An adapter on this machine that travels with the request. Repeatable.",
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: the server's.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-k", type=click.IntRange(0, 2**31 - 1), help="Keep the k likeliest tokens.")
@@ -35,9 +49,18 @@ if TYPE_CHECKING:
 @click.option("--stream/--no-stream", default=None, help="Print while it comes; the default without --json.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --stream one object for each piece.")
 @connection_options
-def generate(prompt: str, chat: bool, stream: bool | None, as_json: bool, **options: Any) -> None:
+def generate(
+    prompt: str,
+    named: tuple[str, ...],
+    folders: tuple[Path, ...],
+    chat: bool,
+    stream: bool | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Complete PROMPT ("-": read it from standard input)."""
     server, arguments = split(options)
+    arguments |= _adapters(named, folders)
     if prompt == "-":
         prompt = sys.stdin.read()
     if chat:
@@ -49,6 +72,21 @@ def generate(prompt: str, chat: bool, stream: bool | None, as_json: bool, **opti
             _print_stream(client, arguments, as_json)
         else:
             _print_whole(client, arguments, as_json)
+
+
+def _adapters(named: tuple[str, ...], folders: tuple[Path, ...]) -> dict[str, Any]:
+    """The client's argument for the adapters that the command line names."""
+    shares: dict[str | Path, float] = dict.fromkeys(folders, 1.0)
+    for text in named:
+        reference, equals, weight = text.partition("=")
+        try:
+            share = float(weight) if equals else 1.0
+        except ValueError:
+            raise click.BadParameter(f"{weight!r} in {text!r} is not a number", param_hint="--adapter") from None
+        shares[reference] = shares.get(reference, 0.0) + share
+    if len(shares) == 1 and set(shares.values()) == {1.0}:
+        return {"adapter": next(iter(shares))}
+    return {"adapters": shares} if shares else {}
 
 
 def _print_whole(client: Client, arguments: dict[str, Any], as_json: bool) -> None:

@@ -1,0 +1,144 @@
+"""From what a request asks for to a lease: stored versions, adapters that came with the request, weighted sums of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+
+from overtone.adapters.blob import encode
+from overtone.adapters.catalogue import Catalogue
+from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapter
+from overtone.adapters.files import AdapterFiles
+from overtone.adapters.lease import Lease, Share
+from overtone.adapters.records import parse_reference
+from overtone.adapters.resident import ResidentAdapter, make_resident, mix
+from overtone.adapters.versions import Versions
+
+_REMEMBERED_INLINE = 10_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One adapter of a request: by reference ("id" or "id@digest"), or its files. weight: finite."""
+
+    reference: str = ""
+    files: AdapterFiles | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An adapter that is known by its digest. check: raises if it has vanished before it was retained."""
+
+    share: Share
+    nbytes: int
+    temporary: bool
+    load: Callable[[], ResidentAdapter]
+    check: Callable[[], object] = lambda: None
+
+
+class Leasing:
+    """Thread-safe."""
+
+    def __init__(self, catalogue: Catalogue, versions: Versions, context: ParserContext, *, strict_base: bool) -> None:
+        self._catalogue, self._versions = catalogue, versions
+        self._context, self._strict_base = context, strict_base
+        # SHA-256 of an inline adapter's files -> its digest and bytes in memory.
+        self._inline: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        self._parsing = threading.Lock()
+
+    def acquire(self, wanted: Sequence[Wanted]) -> Lease:
+        """A lease on the weighted sum of one or more adapters, in memory until released.
+
+        Raises `AdapterNotFound`, `AdapterMemoryFull`, `StoreCorrupted`, `StoreFailed`, `BaseModelMismatch` for a version
+        that was stored for another base model, and `InvalidAdapter` for files that are none.
+        """
+        assert wanted
+        with ExitStack() as parts:
+            found = [self._find(one, parts) for one in wanted]
+            found.sort(key=lambda one: (one.share.digest, one.share.adapter_id, one.share.weight))
+            shares = tuple(one.share for one in found)
+            by_digest = {one.share.digest: one for one in found}
+            weights = {digest: math.fsum(s.weight for s in shares if s.digest == digest) for digest in by_digest}
+            if len(shares) == 1 and shares[0].weight == 1:
+                adapter = self._load(found[0])
+                return Lease(shares, adapter, parts.pop_all().close)
+            return self._mixed(shares, by_digest, weights)
+
+    def _mixed(self, shares: tuple[Share, ...], found: Mapping[str, _Found], weights: Mapping[str, float]) -> Lease:
+        """Keeps the sum in memory; its parts only until it is made."""
+        key = "mix:" + hashlib.sha256(json.dumps(sorted(weights.items())).encode()).hexdigest()
+        nbytes = sum(one.nbytes for one in found.values())
+        with ExitStack() as held:
+            self._versions.residency.retain(key, temporary=True)
+            held.callback(self._versions.release, key)
+            adapter = self._versions.residency.load(
+                key,
+                nbytes,
+                lambda: mix(key, [(weights[digest], self._load(found[digest])) for digest in sorted(found)]),
+            )
+            return Lease(shares, adapter, held.pop_all().close)
+
+    def _load(self, found: _Found) -> ResidentAdapter:
+        return self._versions.residency.load(found.share.digest, found.nbytes, found.load)
+
+    def _find(self, wanted: Wanted, parts: ExitStack) -> _Found:
+        """The adapter, retained until `parts` is closed."""
+        found = self._stored(wanted) if wanted.files is None else self._brought(wanted, wanted.files)
+        digest = found.share.digest
+        self._versions.residency.retain(digest, temporary=found.temporary)
+        parts.callback(self._versions.release, digest)
+        found.check()
+        return found
+
+    def _stored(self, wanted: Wanted) -> _Found:
+        adapter_id, prefix = parse_reference(wanted.reference)
+        digest, nbytes = self._catalogue.resolve(adapter_id, prefix)
+        return _Found(
+            Share(adapter_id, digest, wanted.weight),
+            nbytes,
+            temporary=False,
+            load=partial(self._versions.read, digest),
+            # It may have been deleted before it was retained; after that its blob stays.
+            check=partial(self._catalogue.resolve, adapter_id, digest),
+        )
+
+    def _brought(self, wanted: Wanted, files: AdapterFiles) -> _Found:
+        """An adapter that is not in the catalogue. Checked like any other, once for the same files while remembered."""
+        raw = _raw_digest(files)
+        with self._parsing:
+            known = self._inline.get(raw)
+            parsed = None
+            if known is None:
+                parsed = self._parse(files)
+                digest = encode(replace(parsed, base_fingerprint=self._context.base.fingerprint)).digest
+                known = digest, make_resident(digest, parsed.family, parsed.deltas).nbytes
+                self._inline[raw] = known
+                while len(self._inline) > _REMEMBERED_INLINE:
+                    self._inline.popitem(last=False)
+            self._inline.move_to_end(raw)
+        digest, nbytes = known
+
+        def load() -> ResidentAdapter:
+            adapter = parsed or self._parse(files)
+            return make_resident(digest, adapter.family, adapter.deltas, self._versions.on_device)
+
+        return _Found(Share("", digest, wanted.weight), nbytes, temporary=True, load=load)
+
+    def _parse(self, files: AdapterFiles) -> ParsedAdapter:
+        return parse_adapter(files, self._context, strict_base=self._strict_base)
+
+
+def _raw_digest(files: AdapterFiles) -> str:
+    digest = hashlib.sha256()
+    for part in (files.layout.config.encode(), files.config, files.weights):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
