@@ -12,6 +12,7 @@ import pytest
 
 from overtone.adapters import AdapterStore
 from overtone.adapters.base import BaseDescription
+from overtone.adapters.lease import Share
 from overtone.errors import (
     AdapterExists,
     AdapterMemoryFull,
@@ -61,7 +62,7 @@ def test_other_content_is_a_new_version_and_old_ones_stay(store: AdapterStore, l
     assert two.versions == (two.digest, one.digest)
     for reference, digest in {"a": two.digest, f"adapters/a@{one.digest[:12]}": one.digest}.items():
         with store.acquire(reference) as lease:
-            assert (lease.adapter_id, lease.adapter.digest) == ("a", digest)
+            assert (lease.shares, lease.adapter.digest) == ((Share("a", digest),), digest)
     assert put(store, loca(1), "a").versions == (one.digest, two.digest)
 
 

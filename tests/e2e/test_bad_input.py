@@ -147,10 +147,10 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Files, Path], Files], str, str, str]] = 
         "adapter_model.safetensors",
     ),
     "unserved family": (
-        lambda f, _: config(f, peft_type="LORA"),
+        lambda f, _: config(f, peft_type="LOHA"),
         "FAILED_PRECONDITION",
         "UNSUPPORTED_ADAPTER",
-        "LORA",
+        "LOHA",
     ),
     "unknown setting": (lambda f, _: config(f, surprise=1), "INVALID_ARGUMENT", "ADAPTER_MALFORMED", "surprise"),
     "missing file": (

@@ -84,7 +84,7 @@ def check(layers: Layers, decodes: list[Adapter | None], prompts: list[tuple[int
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_kind_alone(kind: str) -> None:
     layers = Layers()
-    first, second = (layers.adapter(dict.fromkeys(SHAPES, [kind]), seed) for seed in (1, 2))
+    first, second = (layers.adapter({name: [kind] for name in SHAPES}, seed) for seed in (1, 2))
     check(layers, [first, None, second, first], [(3, second), (2, None), (4, first)])
     check(layers, [first], [])
     check(layers, [], [(5, second)])
