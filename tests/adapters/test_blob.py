@@ -89,6 +89,7 @@ def test_round_trip() -> None:
     for name, delta in deltas.items():
         assert_same(stored.deltas[name], delta)
     once = len(encode(replace(adapter, deltas={first: deltas[first]})).blob)
+    assert stored.deltas[second].terms[-1].core is stored.deltas[first].terms[-1].core
     assert len(encoded.shared) >= 6
     assert once < len(encoded.blob)
 

@@ -20,8 +20,10 @@ MODULES = [
     "lm_head",
     "model.embed_tokens",
 ]
-KEYS = ["q_proj", "layers.1.self_attn.q_proj", "self_attn.q.proj", ".*k_proj", r"layers\.\d\.mlp\..*", "^lm_head",
-        "(q|k)_proj", "lm_head$", "model.layers.0.self_attn.q_proj", "proj", "", ".", "_proj", "[qk]_proj", "head"]  # fmt: skip
+KEYS = [
+    *("q_proj", "layers.1.self_attn.q_proj", "self_attn.q.proj", ".*k_proj", r"layers\.\d\.mlp\..*", "^lm_head"),
+    *("(q|k)_proj", "lm_head$", "model.layers.0.self_attn.q_proj", "proj", "", ".", "_proj", "[qk]_proj", "head"),
+]
 
 
 def as_peft(patterns: dict[str, int], module: str) -> int | None:

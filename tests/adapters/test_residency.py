@@ -27,7 +27,11 @@ class Loader:
 
 
 def use(
-    residency: Residency, digest: str, loader: Callable[[str], ResidentAdapter] | None = None, *, temporary: bool = False
+    residency: Residency,
+    digest: str,
+    loader: Callable[[str], ResidentAdapter] | None = None,
+    *,
+    temporary: bool = False,
 ) -> ResidentAdapter:
     residency.retain(digest, temporary=temporary)
     try:

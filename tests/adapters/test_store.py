@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from overtone.errors import (
     TooLarge,
 )
 from support.adapters import SHAPES, files_of, make_loca_folder, open_store, put
+from support.peft_base import base_of
+from support.peft_folders import peft_config, peft_folder
+from support.tiny import tiny_model
 
 Make = Callable[[int], Path]
 
@@ -349,3 +353,24 @@ def test_a_store_without_its_catalogue_is_not_wiped(tmp_path: Path, loca: Make) 
     assert blobs(store) == kept
     assert store.get("a").digest == kept[0]
     store.close()
+
+
+def test_drawn_matrices_count_like_uploaded_bytes(tmp_path: Path) -> None:
+    """A few kilobytes that name a seed must not fill the disk."""
+    model = tiny_model()
+    config = peft_config("VeraConfig", target_modules=["q_proj"], r=512, save_projection=False)
+    folder = peft_folder(tmp_path / "a", model, config)
+    store = open_store(tmp_path / "store", base=base_of(model), max_upload_bytes=300_000)
+    with pytest.raises(TooLarge) as caught:
+        put(store, folder, "a")
+    assert caught.value.field == "projection_prng_key"
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+    store.close()
+    with closing(open_store(tmp_path / "store", base=base_of(model))) as wider:
+        put(wider, folder, "a")
+        put(wider, folder, "b")
+        assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 3  # the adapter and its two matrices, once
+        wider.delete("a")
+        assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 3
+        wider.delete("b")
+        assert not list((tmp_path / "store").rglob("*.safetensors"))

@@ -20,6 +20,14 @@ def _quietly() -> Iterator[None]:
         yield
 
 
+def peft_config(kind: str, **settings: Any) -> Any:
+    """A configuration by the name of its class in PEFT."""
+    import peft
+
+    with _quietly():
+        return getattr(peft, kind)(**settings)
+
+
 def peft_folder(folder: Path, model: Any, config: Any, *, seed: int = 0, strength: float = 0.3) -> Path:
     """A folder as PEFT saves it for `config` on a copy of `model`, its trainable parameters perturbed at random.
 

@@ -52,7 +52,7 @@ class Leasing:
         self._context, self._strict_base = context, strict_base
         # SHA-256 of an inline adapter's files -> its digest and bytes in memory.
         self._inline: OrderedDict[str, tuple[str, int]] = OrderedDict()
-        self._parsing = threading.Lock()
+        self._lock = threading.Lock()
 
     def acquire(self, wanted: Sequence[Wanted]) -> Lease:
         """A lease on the weighted sum of one or more adapters, in memory until released.
@@ -113,17 +113,18 @@ class Leasing:
     def _brought(self, wanted: Wanted, files: AdapterFiles) -> _Found:
         """An adapter that is not in the catalogue. Checked like any other, once for the same files while remembered."""
         raw = _raw_digest(files)
-        with self._parsing:
+        with self._lock:
             known = self._inline.get(raw)
-            parsed = None
-            if known is None:
-                parsed = self._parse(files)
-                digest = encode(replace(parsed, base_fingerprint=self._context.base.fingerprint)).digest
-                known = digest, make_resident(digest, parsed.family, parsed.deltas).nbytes
-                self._inline[raw] = known
-                while len(self._inline) > _REMEMBERED_INLINE:
-                    self._inline.popitem(last=False)
+        parsed = None
+        if known is None:
+            parsed = self._parse(files)
+            digest = encode(replace(parsed, base_fingerprint=self._context.base.fingerprint)).digest
+            known = digest, make_resident(digest, parsed.family, parsed.deltas).nbytes
+        with self._lock:
+            self._inline[raw] = known
             self._inline.move_to_end(raw)
+            while len(self._inline) > _REMEMBERED_INLINE:
+                self._inline.popitem(last=False)
         digest, nbytes = known
 
         def load() -> ResidentAdapter:

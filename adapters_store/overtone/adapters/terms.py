@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from overtone.kernels import (
     SparseCore,
     SparsePattern,
     Term,
+    numbers_of,
     sound,
 )
 
@@ -35,6 +37,8 @@ CORES: Mapping[str, type[Core]] = {
     "circulant": CirculantCore,
     "modulated": ModulatedCore,
 }
+_OF_CORE = ("core", "shape", "scale", "basis", "transposed")
+"""The facts that belong to a core alone."""
 _NAMES = {core: name for name, core in CORES.items()}
 
 
@@ -88,6 +92,7 @@ class TermReader:
         self._tensors = tensors
         self._sharing = sharing
         self._used: set[str] = set()
+        self._cores: dict[tuple[Any, ...], Core] = {}
 
     def unused(self) -> set[str]:
         return self._tensors.keys() - self._used
@@ -101,7 +106,7 @@ class TermReader:
             self._used.add(stored)
             return self._tensors[stored]
 
-        core = self._core(facts, part)
+        core = self._known(self._core(facts, part), facts)
         analysis = self._frame(facts["analysis"], core.shape[1])
         synthesis = self._frame(facts["synthesis"], core.shape[0])
         term = Term(analysis, core, synthesis, part("gain") if facts["gain"] else None)
@@ -109,7 +114,15 @@ class TermReader:
             raise InvalidAdapter(f"the stored coefficients of {module} are malformed", field=module)
         return term
 
-    def _core(self, facts: Mapping[str, Any], part: Any) -> Core:
+    def _known(self, core: Core, facts: Mapping[str, Any]) -> Core:
+        """One object for all terms whose cores have the same tensors, as those of PiCa have."""
+        tensors = list(numbers_of(core).values())
+        if isinstance(core, SparseCore):
+            tensors += [core.rows, core.cols]
+        described = json.dumps({name: facts.get(name) for name in _OF_CORE}, sort_keys=True)
+        return self._cores.setdefault((described, *map(id, tensors)), core)
+
+    def _core(self, facts: Mapping[str, Any], part: Callable[[str], torch.Tensor]) -> Core:
         kind = CORES[facts["core"]]
         if kind is SparseCore:
             rows, cols = (int(n) for n in facts["shape"])
@@ -124,7 +137,7 @@ class TermReader:
             basis = self._sharing.matrix(facts["basis"], lam.shape[0])
             return ModulatedCore(basis, part("gamma"), lam, scale, bool(facts["transposed"]))
         names = {LowRankCore: "ab", DenseCore: ("matrix",), KroneckerCore: "abk", CirculantCore: ("kernel",)}[kind]
-        return kind(*(part(name) for name in names), scale)  # type: ignore[call-arg]
+        return kind(*(part(name) for name in names), scale)  # type: ignore[arg-type, call-arg]
 
     def _frame(self, facts: Mapping[str, Any], rows: int) -> Frame:
         taps = facts.get("taps")

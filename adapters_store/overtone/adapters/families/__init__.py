@@ -11,11 +11,14 @@ from overtone.adapters.families.dcft import DCFT
 from overtone.adapters.families.fourierft import FOURIERFT
 from overtone.adapters.families.loca import LOCA
 from overtone.adapters.families.lora import LORA
+from overtone.adapters.families.pica import PICA
+from overtone.adapters.families.randlora import RANDLORA
 from overtone.adapters.families.sdctft import SDCTFT
 from overtone.adapters.families.shira import SHIRA
 from overtone.adapters.families.tensors import without_base_copies
 from overtone.adapters.families.types import Family, ParsedAdapter, ParserContext
 from overtone.adapters.families.vblora import VBLORA
+from overtone.adapters.families.vera import VERA
 from overtone.adapters.families.waveft import WAVEFT
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.safetensors_reader import read_safetensors
@@ -33,6 +36,9 @@ FAMILIES: Mapping[str, Family] = {
     "LORA": LORA,
     "VBLORA": VBLORA,
     "DCFT": DCFT,
+    "VERA": VERA,
+    "RANDLORA": RANDLORA,
+    "PICA": PICA,
 }
 """By the `peft_type` of adapter_config.json. MaCP is the later name of sDCTFT."""
 
@@ -52,7 +58,7 @@ def parse_adapter(files: AdapterFiles, context: ParserContext, *, strict_base: b
         message = f"the adapter family {shown(peft_type)} is not served; served are {', '.join(FAMILIES)}"
         raise UnsupportedAdapter(message, field="peft_type", metadata={"peft_type": shown(peft_type)})
     family = FAMILIES[peft_type]
-    config = check_config(raw, family.keys)
+    config = check_config(raw, family.keys, files.layout.config)
     warnings = _check_base(config, base, strict_base)
     tensors = read_safetensors(files.weights, files.layout.weights).tensors
     parsed = family.parse(config, without_base_copies(tensors, base), context)

@@ -123,14 +123,16 @@ def read_config(files: AdapterFiles) -> dict[str, object]:
     return config
 
 
-def check_config(config: Mapping[str, object], family_keys: Mapping[str, Rule]) -> AdapterConfig:
+def check_config(
+    config: Mapping[str, object], family_keys: Mapping[str, Rule], name: str = CONFIG_FILE
+) -> AdapterConfig:
     """Raises the error of the first key that is unknown or has a value that we would not apply."""
     rules = {**COMMON_KEYS, **family_keys}
     for key, value in config.items():
         if key not in rules:
-            raise InvalidAdapter(f"{CONFIG_FILE} has the unknown key {shown(key)}", field=shown(key))
+            raise InvalidAdapter(f"{name} has the unknown key {shown(key)}", field=shown(key))
         if not rules[key].accepts(value):
-            message = f"{key} in {CONFIG_FILE} must be {rules[key].expects}, not {shown(value)}"
+            message = f"{key} in {name} must be {rules[key].expects}, not {shown(value)}"
             raise rules[key].error(message, field=key)
     return AdapterConfig({key: value for key, value in config.items() if value is not None})
 
