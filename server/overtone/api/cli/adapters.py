@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from overtone.api.cli.bridges import convert, export
 from overtone.api.cli.connection import connect, connection_options, split
 from overtone.api.cli.output import print_json, print_json_list, table
 
@@ -18,7 +19,11 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 
 @click.group()
 def adapters() -> None:
-    """Load, list, show, pin and delete adapters of a running server."""
+    """Load, list, show, pin and delete adapters of a running server; convert and export folders without one."""
+
+
+adapters.add_command(convert)
+adapters.add_command(export)
 
 
 @adapters.command()
@@ -31,7 +36,7 @@ def adapters() -> None:
 @_json_option
 @connection_options
 def load(folder: Path, adapter_id: str, labels: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Upload the adapter in FOLDER (adapter_config.json and adapter_model.safetensors)."""
+    """Upload the adapter in FOLDER: a folder as PEFT saves it, or PiCa's with pica_config.json."""
     server, arguments = split(options)
     pairs = dict(_pair(label) for label in labels)
     with connect(**server) as client:
