@@ -31,6 +31,7 @@ from overtone.kernels.prepared import (
     PreparedLowRank,
     kronecker_pair,
     prepare_kronecker,
+    prepared_nbytes,
 )
 from overtone.kernels.sparse import CsrPattern
 from support.cores import random_core
@@ -252,3 +253,16 @@ UNSOUND: dict[str, Core] = {
 @pytest.mark.parametrize("name", UNSOUND)
 def test_unsound_cores_are_told(name: str) -> None:
     assert not sound(UNSOUND[name])
+
+
+@makers
+def test_the_size_is_known_before(maker: Callable[[Random], Core]) -> None:
+    core = maker(Random())
+    assert prepared_nbytes(core) == prepare(core, patterns={}).nbytes
+
+
+@pytest.mark.parametrize("d", [2, 4, 8])
+def test_the_size_of_kronecker_is_that_of_its_execution(d: int) -> None:
+    r = Random()
+    core = KroneckerCore(r(2, 5), r(3, 2), r(d, d))
+    assert prepared_nbytes(core) == prepare(core).nbytes

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from overtone.adapters import shared
@@ -71,7 +70,7 @@ def encode(adapter: ParsedAdapter) -> Encoded:
             for part, tensor in numbers.items():
                 if part not in same:
                     owned[id(tensor)] = f"{name}.{i}.{part}"
-                    tensors[f"{name}.{i}.{part}"] = tensor.contiguous()
+                    tensors[f"{name}.{i}.{part}"] = tensor
             terms.append(facts_of(term) | ({"same": same} if same else {}))
             sharing |= shared.parts_of(term)
         modules[name] = {"shape": list(delta.shape), "terms": terms}
@@ -83,7 +82,7 @@ def encode(adapter: ParsedAdapter) -> Encoded:
         "parameter_count": adapter.parameter_count,
         "modules": modules,
     }
-    blob = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(facts, sort_keys=True, separators=(",", ":"))})
+    blob = shared.pack(tensors, {_METADATA_KEY: json.dumps(facts, sort_keys=True, separators=(",", ":"))})
     return Encoded(blob, sharing)
 
 

@@ -18,7 +18,7 @@ from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapt
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.lease import Lease, Share
 from overtone.adapters.records import parse_reference
-from overtone.adapters.resident import ResidentAdapter, make_resident, mix
+from overtone.adapters.resident import ResidentAdapter, make_resident, mix, resident_nbytes
 from overtone.adapters.versions import Versions
 
 _REMEMBERED_INLINE = 10_000
@@ -119,7 +119,7 @@ class Leasing:
         if known is None:
             parsed = self._parse(files)
             digest = encode(replace(parsed, base_fingerprint=self._context.base.fingerprint)).digest
-            known = digest, make_resident(digest, parsed.family, parsed.deltas).nbytes
+            known = digest, resident_nbytes(parsed.deltas)
         with self._lock:
             self._inline[raw] = known
             self._inline.move_to_end(raw)

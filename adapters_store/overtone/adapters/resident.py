@@ -21,6 +21,7 @@ from overtone.kernels import (
     Term,
     compose,
     prepare,
+    prepared_nbytes,
 )
 from overtone.kernels.sparse import CsrPattern
 
@@ -95,6 +96,14 @@ def make_resident(
         ready[name] = ResidentDelta(tuple(terms))
     gains = sum(t.gain.numel() * 4 for d in ready.values() for t in d.terms if t.gain is not None)
     return ResidentAdapter(digest, family, ready, gains + sum(c.nbytes for c in prepared.values()), shared)
+
+
+def resident_nbytes(deltas: Mapping[str, Delta]) -> int:
+    """`make_resident(...).nbytes`, without making it."""
+    terms = [term for delta in deltas.values() for term in delta.terms]
+    cores = {id(term.core): term.core for term in terms}
+    gains = sum(term.gain.numel() for term in terms if term.gain is not None)
+    return 4 * gains + sum(map(prepared_nbytes, cores.values()))
 
 
 def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAdapter:

@@ -6,32 +6,49 @@ A shared blob is a safetensors file of nothing but the tensors; its SHA-256 is t
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
-import safetensors.torch
 import torch
 
 from overtone.adapters.blobs import BlobFolder
 from overtone.adapters.projectors import BASE_SVD, Projectors
 from overtone.adapters.resident import matrices_of
 from overtone.adapters.safetensors_reader import Limits, read_safetensors
-from overtone.errors import BaseModelMismatch
-from overtone.kernels import SharedMatrix, SparseCore, SparsePattern, Term
+from overtone.errors import BaseModelMismatch, InvalidAdapter
+from overtone.kernels import SharedMatrix, SparseCore, SparsePattern, Term, sound_pattern
 
 PREFIX = "sha256:"
 _LIMITS = Limits(tensors=2)
 
 
-def pack(**tensors: torch.Tensor) -> bytes:
-    """The blob. Equal tensors give equal bytes, in any process."""
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+_DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file. Equal tensors give equal bytes, in any process and with any version of any library.
+
+    Header length (8 bytes, little-endian), header (JSON, padded with spaces to a multiple of 8), then the tensors, wide ones
+    first so that all are aligned: https://huggingface.co/docs/safetensors, "Format".
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts, end = [], 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        whole = tensor.detach().cpu().contiguous()
+        parts.append((whole.view(torch.int16) if whole.dtype == torch.bfloat16 else whole).numpy().tobytes())
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, *parts))
 
 
 def key_of(**tensors: torch.Tensor) -> str:
     """SharedMatrix: key_of(matrix=...); SparsePattern: key_of(rows=..., cols=...)."""
-    return PREFIX + hashlib.sha256(pack(**tensors)).hexdigest()
+    return PREFIX + hashlib.sha256(pack(tensors)).hexdigest()
 
 
 def parts_of(term: Term) -> dict[str, dict[str, torch.Tensor]]:
@@ -72,7 +89,15 @@ class SharedBlobs:
         return found
 
     def pattern(self, key: str, shape: tuple[int, int]) -> SparsePattern:
-        found = self._find(f"{key} {shape}", lambda t: SparsePattern(t["rows"], t["cols"], shape, key))
+        """The pattern with this key, checked for a plane of this shape. Raises `InvalidAdapter` if it does not fit."""
+
+        def make(tensors: Mapping[str, torch.Tensor]) -> SparsePattern:
+            pattern = SparsePattern(tensors["rows"], tensors["cols"], shape, key)
+            if not sound_pattern(pattern):
+                raise InvalidAdapter(f"the stored locations {key} do not fit a plane of {shape}")
+            return pattern
+
+        found = self._find(f"{key} {shape}", make)
         assert isinstance(found, SparsePattern)
         return found
 

@@ -37,7 +37,7 @@ from overtone.adapters.records import (
     parse_page_token,
 )
 from overtone.adapters.residency import State
-from overtone.adapters.resident import make_resident
+from overtone.adapters.resident import resident_nbytes
 from overtone.adapters.shared import pack
 from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
@@ -135,7 +135,7 @@ class AdapterStore:
             after.callback(self._versions.sweep, version.digest, version.shared)
             for digest, tensors in encoded.shared.items():
                 if not self._blobs.has(digest):
-                    self._blobs.write(digest, pack(**tensors))
+                    self._blobs.write(digest, pack(tensors))
             self._blobs.write(version.digest, encoded.blob)
             if options.pinned or (options.pinned is None and self._catalogue.is_pinned(adapter_id)):
                 after.enter_context(self._versions.held(version.digest, version.resident_bytes))
@@ -219,7 +219,7 @@ def _version(parsed: ParsedAdapter, encoded: Encoded) -> Version:
         digest=encoded.digest,
         family=parsed.family,
         size_bytes=len(encoded.blob),
-        resident_bytes=make_resident(encoded.digest, parsed.family, parsed.deltas).nbytes,
+        resident_bytes=resident_nbytes(parsed.deltas),
         module_count=len(parsed.deltas),
         parameter_count=parsed.parameter_count,
         base_model_name_or_path=parsed.base_model_name_or_path,

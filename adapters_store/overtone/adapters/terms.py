@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -37,8 +36,6 @@ CORES: Mapping[str, type[Core]] = {
     "circulant": CirculantCore,
     "modulated": ModulatedCore,
 }
-_OF_CORE = ("core", "shape", "scale", "basis", "transposed")
-"""The facts that belong to a core alone."""
 _NAMES = {core: name for name, core in CORES.items()}
 
 
@@ -93,6 +90,8 @@ class TermReader:
         self._sharing = sharing
         self._used: set[str] = set()
         self._cores: dict[tuple[Any, ...], Core] = {}
+        self._frames: dict[Any, Frame] = {}
+        self._patterns: dict[tuple[str, tuple[int, int]], SparsePattern] = {}
 
     def unused(self) -> set[str]:
         return self._tensors.keys() - self._used
@@ -119,7 +118,7 @@ class TermReader:
         tensors = list(numbers_of(core).values())
         if isinstance(core, SparseCore):
             tensors += [core.rows, core.cols]
-        described = json.dumps({name: facts.get(name) for name in _OF_CORE}, sort_keys=True)
+        described = (facts["core"], *facts["shape"], facts.get("scale"), facts.get("basis"), facts.get("transposed"))
         return self._cores.setdefault((described, *map(id, tensors)), core)
 
     def _core(self, facts: Mapping[str, Any], part: Callable[[str], torch.Tensor]) -> Core:
@@ -127,7 +126,7 @@ class TermReader:
         if kind is SparseCore:
             rows, cols = (int(n) for n in facts["shape"])
             if "pattern" in facts:
-                return SparseCore(self._sharing.pattern(facts["pattern"], (rows, cols)), part("values"))
+                return SparseCore(self._pattern(facts["pattern"], (rows, cols)), part("values"))
             return SparseCore(SparsePattern(part("rows"), part("cols"), (rows, cols)), part("values"))
         if kind is DiagonalCore:
             return DiagonalCore(part("values"))
@@ -140,14 +139,23 @@ class TermReader:
         return kind(*(part(name) for name in names), scale)  # type: ignore[arg-type, call-arg]
 
     def _frame(self, facts: Mapping[str, Any], rows: int) -> Frame:
-        taps = facts.get("taps")
         key = facts.get("matrix")
-        return Frame(
-            FrameKind(facts["kind"]),
-            block=int(facts.get("block", 0)),
-            taps=None if taps is None else (tuple(map(float, taps[0])), tuple(map(float, taps[1]))),
-            shared=None if key is None else self._sharing.matrix(key, rows, facts.get("digest", "")),
-        )
+        if key is not None:
+            shared = self._sharing.matrix(key, rows, facts.get("digest", ""))
+            return Frame(FrameKind(facts["kind"]), shared=shared)
+        taps = facts.get("taps")
+        known = (facts["kind"], facts.get("block", 0), taps and (tuple(taps[0]), tuple(taps[1])))
+        frame = self._frames.get(known)
+        if frame is None:
+            kind, block, filters = known
+            frame = self._frames[known] = Frame(FrameKind(kind), block=int(block), taps=filters)
+        return frame
+
+    def _pattern(self, key: str, shape: tuple[int, int]) -> SparsePattern:
+        found = self._patterns.get((key, shape))
+        if found is None:
+            found = self._patterns[key, shape] = self._sharing.pattern(key, shape)
+        return found
 
 
 def _fits(term: Term, shape: tuple[int, int]) -> bool:

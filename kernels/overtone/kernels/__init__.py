@@ -14,12 +14,13 @@ from overtone.kernels.cores import (
     SparsePattern,
     numbers_of,
     sound,
+    sound_pattern,
     sparse_core,
     sparse_pattern,
 )
 from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
-from overtone.kernels.prepared import PreparedCore, prepare
+from overtone.kernels.prepared import PreparedCore, prepare, prepared_nbytes
 from overtone.kernels.sparse import BagPlan, CsrCore, PatternCache, SparseStep, compress, plan_bags
 from overtone.kernels.types import (
     DCT,
@@ -69,8 +70,10 @@ __all__ = [
     "numbers_of",
     "plan_bags",
     "prepare",
+    "prepared_nbytes",
     "projection",
     "sound",
+    "sound_pattern",
     "sparse_core",
     "sparse_pattern",
     "wavelet",

@@ -214,7 +214,10 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 
 def sound(core: Core) -> bool:
-    """Whether the promises of the core's class hold and all its numbers are finite in float32."""
+    """Whether the promises of the core's class hold and all its numbers are finite in float32.
+
+    Of a pattern that others share only the length is looked at here: see `sound_pattern`.
+    """
     for name, dimensions in _NUMBERS[type(core)].items():
         tensor = getattr(core, name)
         if tensor.dtype not in _FLOATS or tensor.ndim != dimensions or tensor.numel() == 0:
@@ -222,7 +225,8 @@ def sound(core: Core) -> bool:
         if not all_finite(tensor):
             return False
     if isinstance(core, SparseCore):
-        return _sound_sparse(core)
+        fits = core.values.dtype == torch.float32 and core.values.shape == core.rows.shape
+        return fits and (bool(core.pattern.key) or sound_pattern(core.pattern))
     if isinstance(core, LowRankCore):
         return core.a.shape[0] == core.b.shape[1]
     if isinstance(core, KroneckerCore):
@@ -233,12 +237,11 @@ def sound(core: Core) -> bool:
     return True
 
 
-def _sound_sparse(core: SparseCore) -> bool:
-    (p, q), n = core.shape, core.values.numel()
-    if (core.rows.dtype, core.cols.dtype, core.values.dtype) != (torch.int32, torch.int32, torch.float32):
+def sound_pattern(pattern: SparsePattern) -> bool:
+    """Whether the coordinates are unique, sorted and within the shape."""
+    (p, q), rows, cols = pattern.shape, pattern.rows, pattern.cols
+    if (rows.dtype, cols.dtype) != (torch.int32, torch.int32) or rows.ndim != 1 or rows.shape != cols.shape:
         return False
-    if any(tuple(t.shape) != (n,) for t in (core.rows, core.cols)):
-        return False
-    flat = core.rows.to(torch.int64) * q + core.cols
-    inside = (core.rows >= 0) & (core.rows < p) & (core.cols >= 0) & (core.cols < q)
+    flat = rows.to(torch.int64) * q + cols
+    inside = (rows >= 0) & (rows < p) & (cols >= 0) & (cols < q)
     return bool(inside.all()) and bool((flat[1:] > flat[:-1]).all())

@@ -19,6 +19,7 @@ from overtone.kernels.cores import (
     KroneckerCore,
     LowRankCore,
     SparseCore,
+    numbers_of,
 )
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
 
@@ -223,3 +224,16 @@ def prepare(core: Core, device: torch.device | None = None, patterns: PatternCac
         return PreparedCirculant(spectra.permute(2, 1, 0).resolve_conj().contiguous())
     basis = core.basis.matrix[:, : core.gamma.shape[1]]
     return PreparedModulated(ready(basis), ready(core.gamma), ready(core.lam) * core.scale, core.transposed)
+
+
+def prepared_nbytes(core: Core) -> int:
+    """`prepare(core).nbytes`, without preparing it, for patterns that are shared if they can be."""
+    if isinstance(core, SparseCore):
+        entries, rows = core.nnz, core.shape[0]
+        return 4 * entries + (0 if core.pattern.key else 4 * (entries + 2 * rows + 1))
+    if isinstance(core, CirculantCore):
+        m, n, b = core.kernel.shape
+        return 8 * m * n * (b // 2 + 1)
+    if isinstance(core, KroneckerCore) and core.k.shape[0] < KRONECKER_FROM:
+        return 4 * core.a.shape[0] * core.k.shape[0] * sum(core.shape)
+    return 4 * sum(t.numel() for t in numbers_of(core).values())

@@ -9,8 +9,7 @@ one more adapter costs a gather, a product and a scatter per module.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from overtone.adapters.shared import key_of
 from overtone.adapters.text import shown
 from overtone.errors import InvalidAdapter, NonFiniteAdapter
 from overtone.kernels import Delta, Frame, SparseCore, SparsePattern, Term, sparse_pattern
+from overtone.kernels.cores import all_finite
 
 _PEFT_SEED = 777
 SEED = Rule(
@@ -90,16 +90,20 @@ def parse_spectrum(
     stored = {module: parts[spectrum.part] for module, parts in by_module(tensors, (spectrum.part,)).items()}
     shapes = {module: context.base.shape(module) for module in stored}
     expected = counts(shapes)
-    deltas = {}
+    alike: dict[tuple[tuple[int, int], int], list[str]] = {}
     for module, shape in shapes.items():
-        values = _values(stored[module], expected[module], shape)
-        core = _core(spectrum, stored[module].name, values, shape, context)
-        deltas[module] = Delta((Term(spectrum.frame, core, spectrum.frame),), shape)
+        _check_size(stored[module], expected[module], shape)
+        alike.setdefault((shape, expected[module]), []).append(module)
+    deltas = {}
+    for (shape, n), modules in alike.items():
+        cores = _cores(spectrum, [stored[module] for module in modules], n, shape, context)
+        for module, core in zip(modules, cores, strict=True):
+            deltas[module] = Delta((Term(spectrum.frame, core, spectrum.frame),), shape)
     return ParsedWeights(deltas, sum(s.tensor.numel() for s in stored.values()))
 
 
-def _values(stored: Stored, expected: int, shape: tuple[int, int]) -> torch.Tensor:
-    """(n,) finite floats with n as expected and no more than the layer has weights."""
+def _check_size(stored: Stored, expected: int, shape: tuple[int, int]) -> None:
+    """(n,) floats with n as expected and no more than the layer has weights."""
     name, n = stored.name, stored.tensor.numel()
     if stored.tensor.ndim != 1 or n == 0:
         raise InvalidAdapter(f"{name} must have the shape (n,), n >= 1, not {tuple(stored.tensor.shape)}", field=name)
@@ -107,20 +111,27 @@ def _values(stored: Stored, expected: int, shape: tuple[int, int]) -> torch.Tens
         raise InvalidAdapter(f"{name} has {n} coefficients, but the configuration says {shown(expected)}", field=name)
     if n > shape[0] * shape[1]:
         raise InvalidAdapter(f"{name} has {n} coefficients for a layer of {shape[0]} x {shape[1]} weights", field=name)
-    return stored.any_floats()
+    stored.check_dtype()
 
 
-def _core(
-    spectrum: Spectrum, name: str, values: torch.Tensor, shape: tuple[int, int], context: ParserContext
-) -> SparseCore:
-    key = (spectrum.part, spectrum.key, shape, values.numel(), spectrum.seed)
-    fold = context.memo.get(key, lambda: _fold(spectrum, shape, values.numel()))
-    weighted = values.to(torch.float64).index_select(0, fold.sources).mul_(fold.weights)
-    summed = torch.zeros(fold.rows.numel(), dtype=torch.float64).index_add_(0, fold.places, weighted)
-    folded = summed.mul_(spectrum.scale).to(torch.float32)
-    if not math.isfinite(folded.abs().max().item()):  # max keeps NaN; isfinite().all() takes five times as long
-        raise NonFiniteAdapter(f"{name} overflows float32 once scaled by {spectrum.scale:g}", field=name)
-    return SparseCore(fold.pattern, folded)
+def _cores(
+    spectrum: Spectrum, spectra: Sequence[Stored], n: int, shape: tuple[int, int], context: ParserContext
+) -> list[SparseCore]:
+    """Layers of one shape together: the fold of a small spectrum is mostly the cost of calling torch."""
+    key = (spectrum.part, spectrum.key, shape, n, spectrum.seed)
+    fold = context.memo.get(key, lambda: _fold(spectrum, shape, n))
+    values = torch.stack([stored.tensor.to(torch.float64) for stored in spectra], dim=1)
+    if not all_finite(values):
+        for stored in spectra:
+            stored.any_floats()
+    weighted = values.index_select(0, fold.sources).mul_(fold.weights[:, None])
+    summed = torch.zeros(fold.rows.numel(), len(spectra), dtype=torch.float64).index_add_(0, fold.places, weighted)
+    folded = summed.mul_(spectrum.scale).to(torch.float32).T.contiguous()
+    for stored, row in zip(spectra, folded, strict=True) if not all_finite(folded) else ():
+        if not all_finite(row):
+            message = f"{stored.name} overflows float32 once scaled by {spectrum.scale:g}"
+            raise NonFiniteAdapter(message, field=stored.name)
+    return [SparseCore(fold.pattern, row.clone()) for row in folded]
 
 
 def _fold(spectrum: Spectrum, shape: tuple[int, int], n: int) -> _Fold:

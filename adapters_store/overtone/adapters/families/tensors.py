@@ -44,13 +44,17 @@ class Stored:
 
     def check_floats(self) -> None:
         """Raises unless the tensor holds finite floating-point numbers, at least one."""
+        self.check_dtype()
+        if not self.tensor.numel():
+            raise InvalidAdapter(f"{self.name} is empty: its shape is {tuple(self.tensor.shape)}", field=self.name)
+        check_finite(self.name, self.tensor)
+
+    def check_dtype(self) -> None:
+        """Raises unless the tensor holds floating-point numbers."""
         if self.tensor.dtype not in _FLOATS:
             raise InvalidAdapter(
                 f"{self.name} must hold floating-point numbers, not {self.tensor.dtype}", field=self.name
             )
-        if not self.tensor.numel():
-            raise InvalidAdapter(f"{self.name} is empty: its shape is {tuple(self.tensor.shape)}", field=self.name)
-        check_finite(self.name, self.tensor)
 
     def integers(self, shape: tuple[int, ...]) -> torch.Tensor:
         """The tensor as int64, which must have `shape` and hold integers."""
