@@ -284,8 +284,8 @@ def test_vectors_must_tile_the_layer(shape: tuple[int, int]) -> None:
     assert caught.value.field == "vector_length"
 
 
-def test_an_adapter_may_not_expand_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overtone.adapters.families.vblora._MAX_NUMBERS", 29)
-    _refused(CONFIG, _sound(), UnsupportedAdapter, "r")
-    monkeypatch.setattr("overtone.adapters.families.vblora._MAX_NUMBERS", 30)
-    assert list(_parse(_of(CONFIG, _sound()), BASE).deltas) == ["m"]
+def test_an_adapter_may_not_expand_without_bound() -> None:
+    with pytest.raises(UnsupportedAdapter) as caught:
+        parse_adapter(_of(CONFIG, _sound()), ParserContext(BASE, max_numbers=29))
+    assert caught.value.field == "r"
+    assert list(parse_adapter(_of(CONFIG, _sound()), ParserContext(BASE, max_numbers=30)).deltas) == ["m"]

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from overtone.adapters import AdapterFiles, AdapterStore, Lease
+from overtone.adapters.families.pica import basis_digest
+from overtone.adapters.projectors import Projectors
 from overtone.adapters.store import Wanted
 from overtone.errors import AdapterMemoryFull, AdapterNotFound, InvalidAdapter, NonFiniteAdapter
 from overtone.kernels import FrameBank
@@ -23,6 +25,10 @@ from support.adapters import (
     open_store,
     put,
 )
+from support.all_families import make_pica_folder
+from support.peft_base import base_of
+from support.peft_folders import peft_config, peft_folder
+from support.tiny import tiny_model
 
 BANK = FrameBank(torch.device("cpu"))
 
@@ -168,3 +174,49 @@ def test_inline_on_another_base(tmp_path: Path, folders: dict[str, Path]) -> Non
     with pytest.raises(InvalidAdapter, match="another/model"):
         store.acquire_all([Wanted(files=adapter_files(named))])
     assert BASE.name != "another/model"
+
+
+def test_errors_say_which_of_several(store: AdapterStore) -> None:
+    with pytest.raises(AdapterNotFound, match=r"adapters\[1\]: there is no adapter gone") as caught:
+        store.acquire_all([Wanted("a", label="adapters[0]"), Wanted("gone", label="adapters[1]")])
+    assert caught.value.metadata["source"] == "adapters[1]"
+
+
+def test_a_sum_that_can_never_be_made_is_not_to_be_tried_again(tmp_path: Path, folders: dict[str, Path]) -> None:
+    sizes = open_store(tmp_path / "sizes")
+    nbytes = [put(sizes, folders[name], name) and sizes._catalogue.resolve(name)[1] for name in ("a", "b")]
+    store = open_store(tmp_path / "small", memory_bytes=2 * sum(nbytes) - 1)
+    for name in ("a", "b"):
+        put(store, folders[name], name)
+    with pytest.raises(AdapterMemoryFull) as caught:
+        store.acquire_all([Wanted("a"), Wanted("b")])
+    assert caught.value.retry_after_s is None
+    assert store.stats().resident_bytes == 0
+
+
+def test_a_sum_keeps_shared_cores_shared_and_counts_gains(tmp_path: Path) -> None:
+    """PiCa's one matrix for all layers of a kind stays one; VeRA's gains are counted though no core holds them."""
+    model = tiny_model()
+    base = base_of(model)
+    pica = make_pica_folder(tmp_path / "pica", {"gate_proj": 96}, rank=8, strength=0.1)
+    vera = peft_folder(tmp_path / "vera", model, peft_config("VeraConfig", target_modules=["gate_proj"], r=8))
+    store = open_store(tmp_path / "store", base=base)
+    for name, folder in (("pica", pica), ("vera", vera)):
+        put(store, folder, name)
+        with store.acquire(name) as alone, store.acquire_all([Wanted(name, weight=0.5)]) as half:
+            assert half.adapter.nbytes == alone.adapter.nbytes
+
+
+def test_the_digest_tells_where_the_basis_came_from(tmp_path: Path) -> None:
+    model = tiny_model()
+    base = base_of(model)
+    projectors = Projectors(None, base)
+    modules = [name for name in base.modules if "gate_proj" in name]
+    pin = basis_digest({name: projectors.get(name, 8).matrix for name in modules}, 8)
+    store = open_store(tmp_path / "store", base=base)
+    made = {}
+    for name, config in (("assumed", {}), ("pinned", {"basis_sha256": pin})):
+        folder = make_pica_folder(tmp_path / name, {"gate_proj": 96}, rank=8, strength=0.1, **config)
+        made[name] = put(store, folder, name)
+        assert (made[name].basis, store.get(name).basis) == (name, name)
+    assert made["assumed"].digest != made["pinned"].digest

@@ -205,3 +205,26 @@ def test_a_load_that_shares_more_than_fits_makes_others_go() -> None:
     use(residency, "b", lambda digest: ResidentAdapter(digest, "vera", {}, 40, {"x": 50}))
     assert resident(residency) == "b"
     assert residency.stats(0).resident_bytes == 90
+
+
+def test_shared_bytes_can_be_freed_too() -> None:
+    """What eviction would free includes what only the evicted share."""
+    residency = Residency(1000)
+    use(residency, "a", lambda digest: ResidentAdapter(digest, "vera", {}, 10, {"x": 800}))
+    residency.retain("c")
+    assert residency.load("c", 300, lambda: ResidentAdapter("c", "loca", {}, 300)).nbytes == 300
+    assert resident(residency) == "c"
+    assert residency.stats(0).resident_bytes == 300
+
+
+def test_what_turns_out_not_to_fit_is_given_up() -> None:
+    residency = Residency(100)
+    residency.retain("a")
+    residency.load("a", 40, partial(Loader(), "a"))
+    for shared, retry in ((50, 1.0), (200, None)):
+        with pytest.raises(AdapterMemoryFull) as caught:
+            use(residency, "b", lambda digest, n=shared: ResidentAdapter(digest, "vera", {}, 40, {"x": n}))  # type: ignore[misc]
+        assert caught.value.retry_after_s == retry
+        assert (resident(residency), residency.stats(0).resident_bytes) == ("a", 40)
+    use(residency, "b")
+    assert resident(residency) == "ab"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from overtone.kernels import FrameBank, PreparedTerm, Term, compose, prepare, reference
+from overtone.kernels import Composer, FrameBank, PreparedTerm, Term, prepare, reference
 from overtone.kernels.types import FrameKind
 from support.terms import KINDS, RandomTerms
 
@@ -47,7 +47,7 @@ def apply(terms: Sequence[PreparedTerm], x: torch.Tensor) -> torch.Tensor:
 
 def check(weighted: Sequence[tuple[float, Term]]) -> tuple[PreparedTerm, ...]:
     x = torch.randn(3, SHAPE[1], generator=torch.Generator().manual_seed(1))
-    total = compose((weight, prepared(term)) for weight, term in weighted)
+    total = Composer().compose((weight, prepared(term)) for weight, term in weighted)
     dense = sum(
         (weight * reference.dense_term(term, SHAPE, WEIGHT) for weight, term in weighted),
         torch.zeros(SHAPE, dtype=torch.float64),
@@ -65,7 +65,7 @@ def test_one_kind(kind: str) -> None:
 
 def test_an_adapter_minus_itself_is_nothing() -> None:
     term = RandomTerms(SHAPE, 1).dct()
-    (total,) = compose([(1.0, prepared(term)), (-1.0, prepared(term))])
+    (total,) = Composer().compose([(1.0, prepared(term)), (-1.0, prepared(term))])
     assert not apply([total], torch.ones(2, SHAPE[1])).any()
 
 
@@ -75,7 +75,7 @@ def test_the_parts_stay_as_they_were() -> None:
         parts = [prepared(RandomTerms(SHAPE, seed).make(kind)) for seed in (1, 2)]
         x = torch.randn(2, SHAPE[1])
         before = [apply([part], x) for part in parts]
-        compose([(3.0, parts[0]), (0.5, parts[1])])
+        Composer().compose([(3.0, parts[0]), (0.5, parts[1])])
         for part, y in zip(parts, before, strict=True):
             assert torch.equal(apply([part], x), y)
 

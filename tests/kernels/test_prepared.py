@@ -224,7 +224,7 @@ def test_sparse_cores_share_their_pattern() -> None:
     patterns: dict[str, CsrPattern] = {}
     cores = [SparseCore(pattern, Random(seed=seed)(3)) for seed in range(2)]
     first, second = (prepare(core, patterns=patterns) for core in cores)
-    assert list(patterns) == ["key"]
+    assert list(patterns) == ["key (4, 5)"]
     assert first.cols.data_ptr() == second.cols.data_ptr()  # type: ignore[union-attr]
     assert first.nbytes == second.nbytes == 12
     z = Random(seed=9)(3, 5)
@@ -266,3 +266,14 @@ def test_the_size_of_kronecker_is_that_of_its_execution(d: int) -> None:
     r = Random()
     core = KroneckerCore(r(2, 5), r(3, 2), r(d, d))
     assert prepared_nbytes(core) == prepare(core).nbytes
+
+
+def test_equal_coordinates_of_layers_of_two_shapes_are_two_patterns() -> None:
+    rows, cols = torch.tensor([0, 3]), torch.tensor([1, 2])
+    patterns: dict[str, CsrPattern] = {}
+    for shape in ((4, 5), (6, 5), (4, 9)):
+        pattern, _ = sparse_pattern(rows, cols, shape, "one key")
+        ready = prepare(SparseCore(pattern, torch.ones(2)), patterns=patterns)
+        assert ready.shape == shape
+        assert ready.apply(torch.ones(1, shape[1])).shape == (1, shape[0])
+    assert len(patterns) == 3

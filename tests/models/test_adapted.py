@@ -16,7 +16,7 @@ from overtone.engine.scheduler import StepPlan
 from overtone.kernels import FrameBank
 from overtone.models.adapted import AdaptedLinear, StepSlot, wrap_layers
 from overtone.models.adapter_step import AdapterStep, Segment
-from overtone.models.channels import BagCache, DecodeBatch
+from overtone.models.channels import BatchCache, DecodeBatch
 from support.deltas import RandomAdapter, merge, random_adapter
 from support.recorder import Recorder, drip
 from support.requests import make_request
@@ -49,7 +49,7 @@ class Layers:
         self.slot = StepSlot()
         self.adapted = {name: AdaptedLinear(name, layer, self.slot) for name, layer in self.plain.items()}
         self.frames = FrameBank(torch.device("cpu"))
-        self.bags = BagCache()
+        self.bags = BatchCache()
 
     @torch.inference_mode()
     def __call__(
@@ -57,7 +57,7 @@ class Layers:
         x: torch.Tensor,
         decodes: Sequence[RandomAdapter | None],
         prefills: Sequence[tuple[int, RandomAdapter | None]],
-        bags: BagCache | None = None,
+        bags: BatchCache | None = None,
     ) -> dict[str, torch.Tensor]:
         segments = [Segment(1, a.deltas if a else None) for a in decodes]
         prompts = [Segment(n, a.deltas if a else None) for n, a in prefills]
@@ -145,14 +145,14 @@ def test_plans_follow_the_batch() -> None:
     for decodes in sequence:
         x = random_input(len(decodes))
         kept = layers(x, decodes, [])
-        fresh = layers(x, decodes, [], bags=BagCache())
+        fresh = layers(x, decodes, [], bags=BatchCache())
         for module, y in kept.items():
             assert torch.equal(y, fresh[module])
             torch.testing.assert_close(y.double(), layers.merged(x, decodes, module), rtol=0, atol=1e-4)
 
 
 def test_plans_are_kept_only_for_the_same_adapters() -> None:
-    cache = BagCache()
+    cache = BatchCache()
     first, second = random_adapter(SHAPES, ALL, seed=1).deltas, random_adapter(SHAPES, ALL, seed=1).deltas
 
     def batch(*adapters: Any) -> DecodeBatch:

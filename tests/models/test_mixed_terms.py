@@ -10,10 +10,22 @@ import torch
 from torch import nn
 
 from overtone.adapters.resident import ResidentDelta, make_resident
-from overtone.kernels import IDENTITY, WEIGHT, Delta, DiagonalCore, FrameBank, LowRankCore, Term, reference
+from overtone.kernels import (
+    IDENTITY,
+    WEIGHT,
+    Delta,
+    DenseCore,
+    DiagonalCore,
+    FrameBank,
+    LowRankCore,
+    SharedMatrix,
+    Term,
+    projection,
+    reference,
+)
 from overtone.models.adapted import AdaptedEmbedding, AdaptedLinear, StepSlot
 from overtone.models.adapter_step import AdapterStep, Segment
-from overtone.models.channels import BagCache
+from overtone.models.channels import BatchCache
 from support.terms import KINDS, RandomTerms
 
 SHAPES = {"wide": (40, 64), "tall": (96, 64), "square": (64, 64)}  # all read the same input
@@ -42,7 +54,7 @@ class Layers:
         self.slot = StepSlot()
         self.adapted = {name: AdaptedLinear(name, layer, self.slot) for name, layer in self.plain.items()}
         self.embedding = AdaptedEmbedding("table", self.table, self.slot)
-        self._frames, self._bags = FrameBank(CPU), BagCache()
+        self._frames, self._bags = FrameBank(CPU), BatchCache()
 
     def adapter(self, kinds: Mapping[str, Sequence[str]], seed: int) -> Adapter:
         deltas = {}
@@ -159,3 +171,19 @@ def test_embedding() -> None:
     for row, adapter in enumerate(rows):
         table = layers.weights["table"].double() + (adapter.dense["table"] if adapter else 0.0)
         torch.testing.assert_close(y[row].double(), table[:, ids[0, row]], rtol=0, atol=1e-5)
+
+
+def test_one_projection_of_two_ranks() -> None:
+    """Adapters of a small rank may hold fewer rows of a matrix than others hold of the same."""
+    layers = Layers()
+    whole = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(3)))[0]
+
+    def adapter(rank: int, rows: int) -> Adapter:
+        frame = projection(SharedMatrix("base-svd:wide", whole[:rows].clone()))
+        core = DenseCore(torch.randn(40, rank, generator=torch.Generator().manual_seed(rank)) * 0.1)
+        return Adapter({"wide": Delta((Term(frame, core, IDENTITY),), (40, 64))}, layers.weights)
+
+    small, large = adapter(4, 8), adapter(20, 32)
+    for decodes in ([small, large], [large, small], [None, small]):
+        check(layers, list(decodes), [(2, large), (1, small)])
+        check(layers, list(decodes), [(2, small), (1, large)])

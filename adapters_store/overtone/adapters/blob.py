@@ -82,6 +82,8 @@ def encode(adapter: ParsedAdapter) -> Encoded:
         "parameter_count": adapter.parameter_count,
         "modules": modules,
     }
+    if adapter.basis:  # which the tensors do not tell, and the digest must
+        facts["basis"] = adapter.basis
     blob = shared.pack(tensors, {_METADATA_KEY: json.dumps(facts, sort_keys=True, separators=(",", ":"))})
     return Encoded(blob, sharing)
 

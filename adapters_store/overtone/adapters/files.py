@@ -72,7 +72,7 @@ def check_file_name(file_name: str) -> None:
         return
     if PurePosixPath(file_name).suffix.lower() in _PICKLE_SUFFIXES:
         raise _pickle_refused(file_name)
-    expected = " and ".join(FILE_NAMES[:2])
+    expected = ", or ".join(f"{layout.config} and {layout.weights}" for layout in LAYOUTS)
     raise InvalidAdapter(f"an adapter has no file {shown(file_name)!r}, only {expected}", field=shown(file_name))
 
 

@@ -20,17 +20,20 @@ from overtone.adapters.lease import Lease, Share
 from overtone.adapters.records import parse_reference
 from overtone.adapters.resident import ResidentAdapter, make_resident, mix, resident_nbytes
 from overtone.adapters.versions import Versions
+from overtone.errors import AdapterMemoryFull, OvertoneError
 
 _REMEMBERED_INLINE = 10_000
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One adapter of a request: by reference ("id" or "id@digest"), or its files. weight: finite."""
+    """One adapter of a request: by reference ("id" or "id@digest"), or its files. weight: finite; label: what errors call it
+    beside others."""
 
     reference: str = ""
     files: AdapterFiles | None = None
     weight: float = 1.0
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Leasing:
         """Keeps the sum in memory; its parts only until it is made."""
         key = "mix:" + hashlib.sha256(json.dumps(sorted(weights.items())).encode()).hexdigest()
         nbytes = sum(one.nbytes for one in found.values())
+        if 2 * nbytes > self._versions.residency.budget:
+            message = f"the adapters together need {nbytes} bytes, and as much again while they are added"
+            raise AdapterMemoryFull(f"{message}: more than the {self._versions.residency.budget} for adapters")
         with ExitStack() as held:
             self._versions.residency.retain(key, temporary=True)
             held.callback(self._versions.release, key)
@@ -91,6 +97,15 @@ class Leasing:
 
     def _find(self, wanted: Wanted, parts: ExitStack) -> _Found:
         """The adapter, retained until `parts` is closed."""
+        try:
+            return self._retain(wanted, parts)
+        except OvertoneError as error:
+            if wanted.label:
+                error.metadata["source"] = wanted.label
+                error.message = f"{wanted.label}: {error.message}"
+            raise
+
+    def _retain(self, wanted: Wanted, parts: ExitStack) -> _Found:
         found = self._stored(wanted) if wanted.files is None else self._brought(wanted, wanted.files)
         digest = found.share.digest
         self._versions.residency.retain(digest, temporary=found.temporary)

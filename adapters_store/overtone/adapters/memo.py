@@ -11,10 +11,12 @@ import torch
 
 T = TypeVar("T", bound=tuple[Any, ...])
 _BUDGET = 256 << 20
+_MAX_ENTRIES = 1000
 
 
 class Memo:
-    """Tuples by key, the least recently used forgotten once their tensors exceed `max_bytes`. Thread-safe."""
+    """Tuples by key. Thread-safe. The least recently used are forgotten once there are too many, or their tensors exceed
+    `max_bytes`."""
 
     def __init__(self, max_bytes: int = _BUDGET) -> None:
         self._max_bytes = max_bytes
@@ -30,10 +32,11 @@ class Memo:
                 return self._known[key]  # type: ignore[return-value]
         made = make()
         with self._lock:
-            made = self._known.setdefault(key, made)  # type: ignore[assignment]
-            self._known.move_to_end(key)
-            self._used = sum(map(_nbytes, self._known.values()))
-            while self._used > self._max_bytes and len(self._known) > 1:
+            if key in self._known:
+                return self._known[key]  # type: ignore[return-value]
+            self._known[key] = made
+            self._used += _nbytes(made)
+            while self._known and (self._used > self._max_bytes or len(self._known) > _MAX_ENTRIES):
                 self._used -= _nbytes(self._known.popitem(last=False)[1])
         return made
 

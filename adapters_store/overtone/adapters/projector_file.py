@@ -57,6 +57,7 @@ class ProjectorFile:
         readable = re.sub(r"[^A-Za-z0-9_.-]", "_", module)[:100].lstrip(".")
         self._path = folder / f"{readable}-{hashlib.sha256(module.encode()).hexdigest()[:16]}.safetensors"
         self._module, self._shape, self._base = module, shape, base
+        self._remedy = f"restore {self._path.name}, or remove it from bases/ and upload the adapters that use it again"
 
     def read(self) -> StoredRows | None:
         """None if there is no file. Raises `StoreCorrupted` for one that does not even tell what it held, and
@@ -67,10 +68,11 @@ class ProjectorFile:
             data = self._path.read_bytes()
         facts = _read_facts(data)
         if facts is None or not 1 <= facts.rank <= min(self._shape):
-            raise StoreCorrupted(f"the stored singular vectors of {self._module} are broken")
+            raise StoreCorrupted(f"the stored singular vectors of {self._module} are broken: {self._remedy}")
         if (facts.module, facts.base) != (self._module, self._base):
             raise BaseModelMismatch(
-                f"the stored singular vectors of {self._module} are of another base model or layer", field=self._module
+                f"the stored singular vectors of {self._module} are of another base model or layer: {self._remedy}",
+                field=self._module,
             )
         return StoredRows(facts, self._rows(data, facts))
 

@@ -7,8 +7,8 @@ are evicted before all others.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Set
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +50,10 @@ class Residency:
         self._pinned: frozenset[str] = frozenset()
         self._shared: dict[str, _Shared] = {}
         self._used = self._loads = self._failures = self._hits = self._evictions = 0
+
+    @property
+    def budget(self) -> int:
+        return self._budget
 
     def retain(self, digest: str, *, temporary: bool = False) -> None:
         with self._lock:
@@ -105,7 +109,27 @@ class Residency:
                 entry.nbytes, entry.adapter, entry.loading = adapter.nbytes, adapter, None
                 self._share(adapter)
                 self._evict(self._used - self._budget)
-            loading.set_result(adapter)
+                too_large = self._used > self._budget
+                if too_large:
+                    self._give_up(entry, adapter)
+            if too_large:
+                loading.set_exception(self._too_large(adapter))
+            else:
+                loading.set_result(adapter)
+
+    def _give_up(self, entry: _Entry, adapter: ResidentAdapter) -> None:
+        """Forgets an adapter that, with what it shares, has turned out not to fit."""
+        self._failures += 1
+        self._used -= entry.nbytes
+        entry.nbytes, entry.adapter = 0, None
+        self._unshare(adapter)
+
+    def _too_large(self, adapter: ResidentAdapter) -> AdapterMemoryFull:
+        size = adapter.nbytes + sum(adapter.shared.values())
+        message = (
+            f"the adapter needs {size} bytes with what it shares, more than is free of {self._budget} for adapters"
+        )
+        return AdapterMemoryFull(message, retry_after_s=None if size > self._budget else _RETRY_AFTER_S)
 
     def _share(self, adapter: ResidentAdapter) -> None:
         for key, nbytes in adapter.shared.items():
@@ -118,7 +142,11 @@ class Residency:
         """Forgets an entry, and with its last user what it shares."""
         entry = self._entries.pop(digest)
         self._used -= entry.nbytes
-        for key in entry.adapter.shared if entry.adapter is not None else ():
+        if entry.adapter is not None:
+            self._unshare(entry.adapter)
+
+    def _unshare(self, adapter: ResidentAdapter) -> None:
+        for key in adapter.shared:
             shared = self._shared[key]
             shared.users -= 1
             if not shared.users:
@@ -130,12 +158,20 @@ class Residency:
             message = f"the adapter needs {nbytes} bytes and never fits the {self._budget} bytes for adapters"
             raise AdapterMemoryFull(message)
         missing = self._used + nbytes - self._budget
-        free = sum(self._entries[digest].nbytes for digest in self._evictable()) if missing > 0 else 0
-        if missing > free:
+        if missing > 0 and self._freed_by(self._evictable()) < missing:
             message = f"all of the {self._budget} bytes for adapters are in use or pinned; {nbytes} more are needed"
             raise AdapterMemoryFull(message, retry_after_s=_RETRY_AFTER_S)
         self._evict(missing)
         self._used += nbytes
+
+    def _freed_by(self, digests: Sequence[str]) -> int:
+        """Bytes that evicting all of these would free, with what nobody else shares."""
+        freed, leaving = 0, Counter[str]()
+        for digest in digests:
+            entry = self._entries[digest]
+            freed += entry.nbytes
+            leaving.update(entry.adapter.shared.keys() if entry.adapter is not None else ())
+        return freed + sum(self._shared[key].nbytes for key, n in leaving.items() if n == self._shared[key].users)
 
     def _evictable(self) -> list[str]:
         """What nobody uses: temporary ones first, then the least recently used."""

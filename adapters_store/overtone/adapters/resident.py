@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from overtone.kernels import (
+    Composer,
     CsrCore,
     Delta,
     Frame,
@@ -19,11 +20,10 @@ from overtone.kernels import (
     SharedMatrix,
     SparseCore,
     Term,
-    compose,
     prepare,
     prepared_nbytes,
 )
-from overtone.kernels.sparse import CsrPattern
+from overtone.kernels.sparse import CsrPattern, pattern_key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,12 +90,11 @@ def make_resident(
             if core is None:
                 core = prepared[id(term.core)] = prepare(term.core, place.device, place.patterns)
                 if isinstance(term.core, SparseCore) and isinstance(core, CsrCore) and core.shared:
-                    shared[term.core.pattern.key] = core.pattern.nbytes
+                    shared[pattern_key(term.core.pattern)] = core.pattern.nbytes
             gain = None if term.gain is None else term.gain.to(place.device, torch.float32)
             terms.append(PreparedTerm(term.analysis, core, term.synthesis, gain))
         ready[name] = ResidentDelta(tuple(terms))
-    gains = sum(t.gain.numel() * 4 for d in ready.values() for t in d.terms if t.gain is not None)
-    return ResidentAdapter(digest, family, ready, gains + sum(c.nbytes for c in prepared.values()), shared)
+    return ResidentAdapter(digest, family, ready, _own_bytes(ready), shared)
 
 
 def resident_nbytes(deltas: Mapping[str, Delta]) -> int:
@@ -112,9 +111,10 @@ def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAd
     key: what stands for its digest. What the parts share they share with the mix.
     """
     modules = sorted({name for _, adapter in shares for name in adapter.deltas})
+    composer = Composer()
     deltas = {
         name: ResidentDelta(
-            compose(
+            composer.compose(
                 (weight, term)
                 for weight, adapter in shares
                 if name in adapter.deltas
@@ -123,9 +123,16 @@ def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAd
         )
         for name in modules
     }
-    cores = {id(t.core): t.core for delta in deltas.values() for t in delta.terms}
     shared = {k: v for _, adapter in shares for k, v in adapter.shared.items()}
-    return ResidentAdapter(key, "mix", deltas, sum(core.nbytes for core in cores.values()), shared)
+    return ResidentAdapter(key, "mix", deltas, _own_bytes(deltas), shared)
+
+
+def _own_bytes(deltas: Mapping[str, ResidentDelta]) -> int:
+    """Of cores, each once, and gains."""
+    terms = [term for delta in deltas.values() for term in delta.terms]
+    cores = {id(term.core): term.core for term in terms}
+    gains = sum(term.gain.numel() for term in terms if term.gain is not None)
+    return 4 * gains + sum(core.nbytes for core in cores.values())
 
 
 def matrices_of(term: Term) -> Iterator[SharedMatrix]:

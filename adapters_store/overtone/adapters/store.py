@@ -41,7 +41,7 @@ from overtone.adapters.resident import resident_nbytes
 from overtone.adapters.shared import pack
 from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
-from overtone.errors import ConfigError, TooLarge
+from overtone.errors import AdapterMemoryFull, ConfigError
 
 __all__ = ["AdapterRecord", "AdapterStore", "Lease", "StoreConfig", "StoreStats", "Upload", "Wanted"]
 
@@ -67,7 +67,7 @@ class AdapterStore:
             undo.callback(self._catalogue.close)
             self._blobs.recover(self._catalogue.digests())
             projectors = Projectors(config.root / "bases" / base.fingerprint[:16], base, step=_PROJECTOR_ROWS)
-            self._context = ParserContext(base, projectors=projectors)
+            self._context = ParserContext(base, projectors=projectors, max_numbers=config.max_upload_bytes // 4)
             self._versions = Versions(self._blobs, self._catalogue, base, projectors, config.memory_bytes, device)
             self._leasing = Leasing(self._catalogue, self._versions, self._context, strict_base=config.strict_base)
             self._versions.load_pinned()
@@ -128,7 +128,11 @@ class AdapterStore:
         parsed = parse_adapter(read(), self._context, strict_base=self._config.strict_base)
         encoded = encode(self._bound(parsed))
         version = _version(parsed, encoded)
-        self._check_shared(encoded)
+        if version.resident_bytes > self._config.memory_bytes:
+            raise AdapterMemoryFull(
+                f"the adapter needs {version.resident_bytes} bytes in memory and never fits the "
+                f"{self._config.memory_bytes} for adapters"
+            )
         if options.validate_only:
             return self._catalogue.put(adapter_id, version, options)
         with self._versions.changing, ExitStack() as after:
@@ -142,17 +146,6 @@ class AdapterStore:
             record = self._catalogue.put(adapter_id, version, options)
             self._versions.follow_pins()
             return record
-
-    def _check_shared(self, encoded: Encoded) -> None:
-        """Matrices drawn from a seed take more room than the upload that names the seed: they count like uploaded bytes."""
-        new = {digest: tensors for digest, tensors in encoded.shared.items() if not self._blobs.has(digest)}
-        size = sum(t.numel() * t.element_size() for tensors in new.values() for t in tensors.values())
-        if size > self._config.max_upload_bytes:
-            limit = self._config.max_upload_bytes
-            message = (
-                f"the matrices that the adapter shares take {size} bytes, more than the {limit} allowed for an adapter"
-            )
-            raise TooLarge(message, field="projection_prng_key")
 
     def _bound(self, parsed: ParsedAdapter) -> ParsedAdapter:
         """Bound to the base that it was checked against, whatever it says itself: after a restart on another base of the

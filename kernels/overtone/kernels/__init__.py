@@ -1,6 +1,6 @@
 """Frames and cores as operators: for each a plain reference, a fast path, one dispatcher. Knows no adapter family."""
 
-from overtone.kernels.compose import PreparedTerm, compose
+from overtone.kernels.compose import Composer, PreparedTerm
 from overtone.kernels.cores import (
     CirculantCore,
     Core,
@@ -44,6 +44,7 @@ __all__ = [
     "WEIGHT",
     "BagPlan",
     "CirculantCore",
+    "Composer",
     "Core",
     "CsrCore",
     "DctFrame",
@@ -65,7 +66,6 @@ __all__ = [
     "SparseStep",
     "Term",
     "block_dft",
-    "compose",
     "compress",
     "numbers_of",
     "plan_bags",

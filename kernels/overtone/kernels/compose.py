@@ -33,19 +33,45 @@ class PreparedTerm:
     gain: torch.Tensor | None = None
 
 
-def compose(weighted: Iterable[tuple[float, PreparedTerm]]) -> tuple[PreparedTerm, ...]:
-    """The terms of the sum. What they have in common is merged, in the order given."""
-    terms: list[PreparedTerm] = []
-    for weight, term in weighted:
-        term = _without_gain(replace(term, core=scaled(term.core, weight)))
-        for i, other in enumerate(terms):
-            total = _sum(other, term)
-            if total is not None:
-                terms[i] = total
-                break
-        else:
-            terms.append(term)
-    return tuple(terms)
+class Composer:
+    """Sums deltas of many layers. A core that serves several layers is scaled and added once, and serves them still."""
+
+    def __init__(self) -> None:
+        # The operands are kept beside the results, so that no id() is of something that is gone.
+        self._scaled: dict[tuple[int, float], tuple[PreparedCore, PreparedCore]] = {}
+        self._sums: dict[tuple[int, int], tuple[PreparedCore, PreparedCore, PreparedCore | None]] = {}
+
+    def compose(self, weighted: Iterable[tuple[float, PreparedTerm]]) -> tuple[PreparedTerm, ...]:
+        """The terms of one layer's sum. What they have in common is merged, in the order given."""
+        terms: list[PreparedTerm] = []
+        for weight, term in weighted:
+            term = _without_gain(replace(term, core=self._times(term.core, weight)))
+            for i, other in enumerate(terms):
+                total = self._sum(other, term)
+                if total is not None:
+                    terms[i] = total
+                    break
+            else:
+                terms.append(term)
+        return tuple(terms)
+
+    def _times(self, core: PreparedCore, weight: float) -> PreparedCore:
+        key = id(core), weight
+        if key not in self._scaled:
+            self._scaled[key] = core, scaled(core, weight)
+        return self._scaled[key][1]
+
+    def _sum(self, first: PreparedTerm, second: PreparedTerm) -> PreparedTerm | None:
+        """One term for both, None if there is none."""
+        if (first.analysis, first.synthesis) != (second.analysis, second.synthesis):
+            return None
+        if first.gain is not None or second.gain is not None:
+            return None
+        key = id(first.core), id(second.core)
+        if key not in self._sums:
+            self._sums[key] = first.core, second.core, _sum_of_cores(first.core, second.core)
+        core = self._sums[key][2]
+        return None if core is None else replace(_wider(first, second), core=core)
 
 
 def scaled(core: PreparedCore, weight: float) -> PreparedCore:
@@ -73,14 +99,13 @@ def _without_gain(term: PreparedTerm) -> PreparedTerm:
     return replace(term, core=replace(term.core, bt=term.core.bt * term.gain), gain=None)
 
 
-def _sum(first: PreparedTerm, second: PreparedTerm) -> PreparedTerm | None:
-    """One term for both, None if there is none."""
-    if (first.analysis, first.synthesis) != (second.analysis, second.synthesis):
-        return None
-    if first.gain is not None or second.gain is not None:
-        return None
-    core = _sum_of_cores(first.core, second.core)
-    return None if core is None else replace(first, core=core)
+def _wider(first: PreparedTerm, second: PreparedTerm) -> PreparedTerm:
+    """Of two with equal frames the one whose matrix holds more rows."""
+
+    def rows(term: PreparedTerm) -> int:
+        return 0 if term.analysis.shared is None else len(term.analysis.shared.matrix)
+
+    return first if rows(first) >= rows(second) else second
 
 
 def _sum_of_cores(first: PreparedCore, second: PreparedCore) -> PreparedCore | None:

@@ -23,10 +23,11 @@ from overtone.kernels.cores import (
 )
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
 
-KRONECKER_FROM = 8
+KRONECKER_FROM = 5
 """Kernels of at least this size are applied as they are, smaller ones as the low-rank pair that they equal. Measured on 2
 CPU cores (bench/results/dcft_execution.jsonl): the pair takes a third of the time at size 2 and half at 4; at 8 it takes as
-long for many tokens and half as long for one, but 64 times the memory."""
+long for many tokens and half as long for one. But it takes about size * size times the memory, which decides above 4.
+"""
 _MODULATED_ELEMENTS = 1 << 24
 """How many numbers `PreparedModulated` may spread a chunk of tokens to."""
 

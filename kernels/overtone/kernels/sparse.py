@@ -64,9 +64,14 @@ class CsrCore:
         return apply_segment(z, self)
 
 
+def pattern_key(pattern: SparsePattern) -> str:
+    """Under which a `PatternCache` has it, "" if it is not shared: layers of two shapes may have the same coordinates."""
+    return f"{pattern.key} {pattern.shape}" if pattern.key else ""
+
+
 def compress(core: SparseCore, device: torch.device | None = None, patterns: PatternCache | None = None) -> CsrCore:
     """Compressed rows of `core`, on `device`."""
-    key = core.pattern.key if patterns is not None else ""
+    key = pattern_key(core.pattern) if patterns is not None else ""
     pattern = patterns.get(key) if key and patterns is not None else None
     if pattern is None:
         pattern = _compressed(core.pattern, device)

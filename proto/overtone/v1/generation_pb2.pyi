@@ -121,7 +121,7 @@ class AdapterShare(_message.Message):
     adapter: _builtins.str
     """As `GenerateRequest.adapter`."""
     weight: _builtins.float
-    """Finite. Default 1."""
+    """From -1000 to 1000. Default 1."""
     @_builtins.property
     def inline(self) -> Global___InlineAdapter:
         """An adapter that travels with the request."""

@@ -58,6 +58,7 @@ class Backend:
         metrics.watch_store(self.store.stats)
         # Requests that need an adapter never wait behind uploads.
         self._lease_threads = ThreadPoolExecutor(4, "overtone-leases")
+        self._inline_threads = ThreadPoolExecutor(2, "overtone-inline")
         self._store_threads = ThreadPoolExecutor(4, "overtone-store")
         # One thread: a tokenizer must not encode in two at once.
         self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer")
@@ -122,7 +123,10 @@ class Backend:
         return Running(request, session, lease.shares if lease else ())
 
     async def _acquire(self, wanted: Sequence[Wanted]) -> Lease:
-        return await run_abandonable(self._lease_threads, lambda: self.store.acquire_all(wanted), Lease.release)
+        """Adapters that came with a request are parsed on threads of their own: stored ones never wait for them."""
+        brought = any(one.files is not None for one in wanted)
+        threads = self._inline_threads if brought else self._lease_threads
+        return await run_abandonable(threads, lambda: self.store.acquire_all(wanted), Lease.release)
 
     def _check_prompt(self, ids: tuple[int, ...], draft: Draft) -> StoppingParams:
         """What the request may generate. Raises if the model cannot take its prompt."""
@@ -165,6 +169,7 @@ class Backend:
         self.engine.stop()
         self._tokenizer_thread.shutdown()
         self._lease_threads.shutdown()
+        self._inline_threads.shutdown()
         self._store_threads.shutdown()
         self.store.close()
 

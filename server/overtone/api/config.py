@@ -67,7 +67,7 @@ class ServerConfig:
     adapter_memory_mib: int = field(default=1024, metadata=_about("Memory for resident adapters, in MiB.", least=1))
     max_adapter_mib: int = field(default=64, metadata=_about("Largest adapter accepted, in MiB.", least=1))
     max_inline_adapter_mib: int = field(
-        default=4, metadata=_about("Largest adapter accepted within a request, in MiB; 0: none.", least=0)
+        default=4, metadata=_about("Largest adapter accepted within a request, in MiB, at most 15; 0: none.", least=0)
     )
     drain_seconds: float = field(
         default=30.0, metadata=_about("How long running requests may finish after SIGTERM.", least=0)
@@ -131,6 +131,11 @@ class ServerConfig:
 
     def _check_limits(self) -> None:
         check_step_tokens(self.max_step_tokens, self.max_batch)
+        if self.max_inline_adapter_mib > 15:
+            raise ConfigError(
+                f"max_inline_adapter_mib ({self.max_inline_adapter_mib}) must be at most 15: a message holds 16 MiB",
+                field="max_inline_adapter_mib",
+            )
         if self.max_adapter_mib > self.adapter_memory_mib:
             raise ConfigError(
                 f"max_adapter_mib ({self.max_adapter_mib}) must not exceed adapter_memory_mib "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from overtone.adapters.files import AdapterFiles, layout_of
 from overtone.adapters.store import Wanted
 from overtone.errors import InvalidRequest, TooLarge
 from overtone.v1 import generation_pb2 as pb
 
 MAX_ADAPTERS = 16
+MAX_WEIGHT = 1000.0
 
 
 def wanted_adapters(request: pb.GenerateRequest, max_inline_bytes: int) -> tuple[Wanted, ...]:
@@ -26,8 +25,9 @@ def wanted_adapters(request: pb.GenerateRequest, max_inline_bytes: int) -> tuple
 def _share(index: int, share: pb.AdapterShare, max_inline_bytes: int) -> Wanted:
     field = f"adapters[{index}]"
     weight = share.weight if share.HasField("weight") else 1.0
-    if not math.isfinite(weight):
-        raise InvalidRequest(f"{field}.weight must be finite, not {weight:g}", field=f"{field}.weight")
+    if not abs(weight) <= MAX_WEIGHT:  # NaN is not either
+        message = f"{field}.weight must be from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, not {weight:g}"
+        raise InvalidRequest(message, field=f"{field}.weight")
     if share.WhichOneof("source") == "inline":
         files = share.inline.files
         size = sum(map(len, files.values()))
@@ -35,7 +35,7 @@ def _share(index: int, share: pb.AdapterShare, max_inline_bytes: int) -> Wanted:
             message = f"{field}.inline has {size} bytes, more than the {max_inline_bytes} allowed; upload the adapter"
             raise TooLarge(message, field=f"{field}.inline")
         layout = layout_of(sorted(files))
-        return Wanted("", AdapterFiles(files[layout.config], files[layout.weights], layout), weight)
+        return Wanted("", AdapterFiles(files[layout.config], files[layout.weights], layout), weight, field)
     if not share.adapter:
         raise InvalidRequest(f"{field} names no adapter: set adapter or inline", field=field)
-    return Wanted(share.adapter, weight=weight)
+    return Wanted(share.adapter, weight=weight, label=field)

@@ -9,7 +9,7 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.scheduler import StepPlan
 from overtone.models.adapter_step import AdapterStep, Segment
 from overtone.models.base import BaseModel
-from overtone.models.channels import BagCache
+from overtone.models.channels import BatchCache
 
 
 class ModelRunner:
@@ -23,7 +23,7 @@ class ModelRunner:
         self._cache = torch.zeros(
             base.num_layers, 2, slots, base.num_kv_heads, base.head_dim, dtype=base.dtype, device=base.device
         )
-        self._bags, self._head_bags = BagCache(), BagCache()
+        self._bags, self._head_bags = BatchCache(), BatchCache()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
@@ -47,7 +47,7 @@ class ModelRunner:
 
     def forget(self) -> None:
         """Lets go of the adapters of the last batch: their leases have ended."""
-        self._bags, self._head_bags = BagCache(), BagCache()
+        self._bags, self._head_bags = BatchCache(), BatchCache()
 
     def _clear(self, pages: tuple[int, ...]) -> None:
         """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind, SparseStep
-from overtone.models.channels import AdapterDeltas, BagCache, Channel, Outline, Run, channels_of
+from overtone.models.channels import AdapterDeltas, BatchCache, Channel, Outline, Run, channels_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class AdapterStep:
     """What one forward pass knows of adapters. `decodes` come first in the packed tokens, then `prefills`."""
 
     def __init__(
-        self, decodes: Sequence[Segment], prefills: Sequence[Segment], frames: FrameBank, bag_cache: BagCache
+        self, decodes: Sequence[Segment], prefills: Sequence[Segment], frames: FrameBank, bag_cache: BatchCache
     ) -> None:
         assert all(segment.tokens == 1 for segment in decodes)
         self._frames = frames
@@ -65,9 +65,6 @@ class AdapterStep:
     @property
     def empty(self) -> bool:
         return not self._modules
-
-    def touches(self, module: str) -> bool:
-        return module in self._modules
 
     def add(self, module: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """y + delta for the tokens whose adapter changes `module`.
@@ -121,8 +118,10 @@ class AdapterStep:
         else:
             runs = self._runs(module, channel, lane)
             wanted = max(term.core.shape[1] for _, term in runs)
-            u = _apply_runs(self._analyse(channel.analysis, wanted, lane, x, flat, bias), runs)
-        delta = self._frames.synthesise(channel.synthesis, u, size)
+            analysis = _widest([term.analysis for _, term in runs])
+            u = _apply_runs(self._analyse(analysis, wanted, lane, x, flat, bias), runs)
+        synthesis = _widest([term.synthesis for _, term in runs] or [channel.synthesis])
+        delta = self._frames.synthesise(synthesis, u, size)
         for rows, term in runs:
             if term.gain is not None:
                 delta[rows] *= term.gain
@@ -148,9 +147,9 @@ class AdapterStep:
         if len(used) == len(self._segments):
             return None
         rows: list[int] = []
-        start = 0
+        start, chosen = 0, set(used)
         for i, (tokens, _) in enumerate(self._segments):
-            if i in used:
+            if i in chosen:
                 rows += range(start, start + tokens)
             start += tokens
         return torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
@@ -203,6 +202,11 @@ class AdapterStep:
                 runs.append((torch.arange(start, start + tokens, device=self._frames.device), term))
             start += tokens
         return runs
+
+
+def _widest(frames: Sequence[Frame]) -> Frame:
+    """Of equal frames the one that holds the most rows of its matrix: adapters of another rank may hold fewer."""
+    return max(frames, key=lambda frame: 0 if frame.shared is None else len(frame.shared.matrix))
 
 
 def _apply_runs(z: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:

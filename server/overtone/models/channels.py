@@ -134,7 +134,7 @@ class DecodeBatch:
         return self._runs[key]
 
 
-class BagCache:
+class BatchCache:
     """Keeps the last `DecodeBatch`: it stays valid from step to step until a sequence comes or goes."""
 
     def __init__(self) -> None:

@@ -153,7 +153,7 @@ def _drawn_pair(
     shape, seed, dtypes = largest(shapes.values()), seed_of(config), dtypes_of(shapes, context.base)
     small, large, bases = _sizes(r, shape)
     sparsity = math.sqrt(small) if config.flag("very_sparse") else 3.0 if config.flag("sparse") else None
-    check_drawable(r * (small + large * bases))
+    check_drawable(r * (small + large * bases), context.max_numbers)
 
     def make() -> tuple[SharedMatrix, SharedMatrix, torch.Tensor, torch.Tensor]:
         a, b = as_drawn(draw(r, shape, seed, sparsity), dtypes)

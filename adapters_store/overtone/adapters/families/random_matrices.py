@@ -20,7 +20,6 @@ from overtone.kernels import SharedMatrix
 
 Shape = tuple[int, int]
 
-_MAX_DRAWN = 1 << 28
 """How many numbers are drawn at most: 1 GiB. A small file can ask for as many as the rank that it claims takes."""
 
 RANDOM_KEYS: Mapping[str, Rule] = {
@@ -86,10 +85,12 @@ def _keyed(matrix: torch.Tensor) -> SharedMatrix:
     return SharedMatrix(key_of(matrix=matrix), matrix)
 
 
-def check_drawable(numbers: int) -> None:
+def check_drawable(numbers: int, allowed: int) -> None:
     """Raises `UnsupportedAdapter` for more numbers than we draw."""
-    if numbers > _MAX_DRAWN:
-        message = f"save_projection is false and {numbers} numbers would have to be drawn, more than {_MAX_DRAWN}"
+    if numbers > allowed:
+        message = (
+            f"save_projection is false and {numbers} numbers would have to be drawn, more than the {allowed} allowed"
+        )
         raise UnsupportedAdapter(message, field="save_projection")
 
 

@@ -20,7 +20,7 @@ from overtone.adapters.families.tensors import Stored, by_module
 from overtone.adapters.families.types import ParsedWeights, ParserContext
 from overtone.adapters.shared import key_of
 from overtone.adapters.text import shown
-from overtone.errors import InvalidAdapter, NonFiniteAdapter
+from overtone.errors import InvalidAdapter, NonFiniteAdapter, UnsupportedAdapter
 from overtone.kernels import Delta, Frame, SparseCore, SparsePattern, Term, sparse_pattern
 from overtone.kernels.cores import all_finite
 
@@ -29,6 +29,9 @@ SEED = Rule(
     lambda v: type(v) is int and -(2**63) <= v < 2**64,
     "a whole number from -2^63 to 2^64 - 1, without which the locations cannot be drawn again",
 )
+
+_LARGEST_PLANE = 1 << 28
+"""Weights of a layer: drawing its locations takes 8 bytes for each, for a moment."""
 
 
 def seed_of(config: AdapterConfig) -> int:
@@ -136,6 +139,9 @@ def _cores(
 
 def _fold(spectrum: Spectrum, shape: tuple[int, int], n: int) -> _Fold:
     p, q = shape
+    if p * q > _LARGEST_PLANE:
+        message = f"a layer of {p} x {q} weights is too large for locations drawn from a seed"
+        raise UnsupportedAdapter(message, field="random_loc_seed")
     flat = torch.randperm(p * q, generator=torch.Generator().manual_seed(spectrum.seed))[:n]
     sources, rows, cols, weights, size = spectrum.entries(flat // q, flat % q, shape)
     pattern, places = sparse_pattern(rows, cols, size)

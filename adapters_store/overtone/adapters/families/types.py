@@ -19,12 +19,14 @@ class ParserContext:
     """What parsers may need besides an adapter's files.
 
     base: the model that is served; memo: what many adapters share and only one should have to compute; projectors: the
-    singular vectors of the base's weights.
+    singular vectors of the base's weights; max_numbers: how many numbers a file may expand to that it does not hold itself,
+    drawn from a seed or mixed from a bank.
     """
 
     base: BaseDescription
     memo: Memo = field(default_factory=Memo)
     projectors: Projectors = field(default_factory=Projectors)
+    max_numbers: int = 1 << 28
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,6 @@ from overtone.kernels import IDENTITY, Delta, LowRankCore, Term
 _BANK = "base_model.vblora_vector_bank"
 _SIDES = ("vblora_logits_A", "vblora_logits_B")
 _INDICES, _WEIGHTS = "_topk_indices", "_topk_weights"
-_MAX_NUMBERS = 1 << 28
-"""How many numbers an adapter may expand to: a byte of indices makes up to a whole vector of the bank."""
 
 _PEFT_DEFAULTS = {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2}
 
@@ -54,9 +52,10 @@ def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: 
         mixed_a = mixture(parts, _SIDES[0], (r, q // length), h, k)
         mixed_b = mixture(parts, _SIDES[1], (p // length, r), h, k)
         numbers += r * (p + q)
-        if numbers > _MAX_NUMBERS:
+        if numbers > context.max_numbers:  # a byte of indices makes up to a whole vector of the bank
             message = (
-                f"the adapter expands to more than {_MAX_NUMBERS} numbers, of which {shown(module)} has {r * (p + q)}"
+                f"the adapter expands to more than the {context.max_numbers} numbers allowed, of which {shown(module)} has "
+                f"{r * (p + q)}"
             )
             raise UnsupportedAdapter(message, field="r")
         a = _expand(mixed_a, bank).reshape(r, q)

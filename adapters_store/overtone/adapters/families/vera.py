@@ -79,7 +79,7 @@ def _drawn_pair(
 ) -> tuple[SharedMatrix, SharedMatrix]:
     """`_saved_pair`, drawn."""
     shape, seed, dtypes = largest(shapes.values()), seed_of(config), dtypes_of(shapes, context.base)
-    check_drawable(r * sum(shape))
+    check_drawable(r * sum(shape), context.max_numbers)
 
     def make() -> tuple[SharedMatrix, SharedMatrix, torch.Tensor, torch.Tensor]:
         a, b = as_drawn(draw(r, shape, seed), dtypes)
