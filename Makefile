@@ -8,7 +8,7 @@ MODEL ?= demo
 STORE ?= .overtone
 ARGS ?=
 
-.PHONY: demo serve test test-slow check format proto bench setup setup-dev clean
+.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load setup setup-dev clean
 
 setup: $(VENV)/.run.stamp
 setup-dev: $(VENV)/.dev.stamp
@@ -53,6 +53,12 @@ proto: $(VENV)/.dev.stamp
 
 bench: $(VENV)/.dev.stamp
 	$(BIN)/python -m bench.throughput $(ARGS)
+
+bench-families: $(VENV)/.dev.stamp
+	$(BIN)/python -m bench.families $(ARGS)
+
+bench-hot-load: $(VENV)/.dev.stamp
+	$(BIN)/python -m bench.hot_load $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -84,11 +84,13 @@ def make_resident(
     ready = {}
     for name, delta in deltas.items():
         terms = []
-        for term in map(place.term, delta.terms):
+        for host in delta.terms:
+            term = place.term(host)
             shared |= _shared_bytes(term)
-            core = prepared.get(id(term.core))
+            # By the host's core, which lives as long as `deltas`: `term` may have one of its own, whose id the next gets.
+            core = prepared.get(id(host.core))
             if core is None:
-                core = prepared[id(term.core)] = prepare(term.core, place.device, place.patterns)
+                core = prepared[id(host.core)] = prepare(term.core, place.device, place.patterns)
                 if isinstance(term.core, SparseCore) and isinstance(core, CsrCore) and core.shared:
                     shared[pattern_key(term.core.pattern)] = core.pattern.nbytes
             gain = None if term.gain is None else term.gain.to(place.device, torch.float32)

@@ -130,7 +130,7 @@ def check_config(
     rules = {**COMMON_KEYS, **family_keys}
     for key, value in config.items():
         if key not in rules:
-            raise InvalidAdapter(f"{name} has the unknown key {shown(key)}", field=shown(key))
+            raise InvalidAdapter(f"{name} has the unknown key {shown(key)!r}", field=shown(key) or name)
         if not rules[key].accepts(value):
             message = f"{key} in {name} must be {rules[key].expects}, not {shown(value)}"
             raise rules[key].error(message, field=key)

@@ -30,6 +30,8 @@ SEED = Rule(
     "a whole number from -2^63 to 2^64 - 1, without which the locations cannot be drawn again",
 )
 
+_TOGETHER = 1 << 15
+"""Numbers in one operation: with more torch wakes its other threads, and waiting for them costs more than the work."""
 _LARGEST_PLANE = 1 << 28
 """Weights of a layer: drawing its locations takes 8 bytes for each, for a moment."""
 
@@ -99,9 +101,12 @@ def parse_spectrum(
         alike.setdefault((shape, expected[module]), []).append(module)
     deltas = {}
     for (shape, n), modules in alike.items():
-        cores = _cores(spectrum, [stored[module] for module in modules], n, shape, context)
-        for module, core in zip(modules, cores, strict=True):
-            deltas[module] = Delta((Term(spectrum.frame, core, spectrum.frame),), shape)
+        many = max(1, _TOGETHER // (2 * n))
+        for start in range(0, len(modules), many):
+            some = modules[start : start + many]
+            cores = _cores(spectrum, [stored[module] for module in some], n, shape, context)
+            for module, core in zip(some, cores, strict=True):
+                deltas[module] = Delta((Term(spectrum.frame, core, spectrum.frame),), shape)
     return ParsedWeights(deltas, sum(s.tensor.numel() for s in stored.values()))
 
 

@@ -110,7 +110,10 @@ def without_base_copies(tensors: Mapping[str, torch.Tensor], base: BaseDescripti
     """`tensors` without the copies of frozen weights that PEFT saves beside adapted embeddings and heads.
 
     Raises `BaseModelMismatch` for a copy that differs from the base model: it was trained or resized, and would be lost.
+    `InvalidAdapter` for a tensor without a name, which no message could tell.
     """
+    if "" in tensors:
+        raise InvalidAdapter("the adapter has a tensor without a name", field="tensors")
     kept = {}
     for name, tensor in tensors.items():
         suffix = next((s for s in _BASE_COPIES if name.endswith(s)), None)
