@@ -1,8 +1,13 @@
-"""How long a new adapter takes from its bytes to a lease on it in memory, durably stored: the first of its kind, and more.
+"""How long a new adapter takes from its bytes to a lease on it in memory, durably stored.
 
-On q and v of the default model's shapes (30 layers, 60 modules). Split into the upload (parse, encode, fsync, catalogue) and
-the first use (read, verify, decode, make resident). The first row of a family includes what later ones find made: for
-FourierFT its locations. Beside them a store that has been opened anew.
+On q and v of the default model's shapes (30 layers, 60 modules), through `AdapterStore`, in three parts:
+
+    parse     every check, and the fold into frames and cores
+    commit    all else of the upload: received, encoded, written, synced, in the catalogue
+    acquire   read, verified, decoded, made resident, leased
+
+The first adapter of a kind also pays for what later ones find made: for FourierFT its locations. `reopened` is an acquire
+alone, in a store that has been closed and opened again.
 
 Usage: python -m bench.hot_load [--count 20] [--out bench/results/hot_load.jsonl]
 """
@@ -10,14 +15,17 @@ Usage: python -m bench.hot_load [--count 20] [--out bench/results/hot_load.jsonl
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import torch
@@ -26,6 +34,7 @@ from rich.table import Table
 from safetensors.torch import save
 
 from overtone.adapters import AdapterStore, BaseDescription, StoreConfig
+from overtone.adapters import store as store_module
 
 SHAPES = {
     f"model.layers.{layer}.self_attn.{name}": shape
@@ -34,6 +43,8 @@ SHAPES = {
 }
 BASE = BaseDescription("SmolLM2-135M shapes", "f" * 64, SHAPES)
 Tensors = dict[str, torch.Tensor]
+Times = dict[str, float]
+"""Milliseconds by part."""
 
 
 def fourierft() -> Tensors:
@@ -64,70 +75,104 @@ KINDS: dict[str, tuple[dict[str, object], Callable[[], Tensors]]] = {
 }
 
 
-def load(store: AdapterStore, name: str, config: bytes, weights: bytes) -> tuple[float, float]:
-    """Milliseconds of the upload and of the first use."""
+@contextmanager
+def parse_timed() -> Iterator[list[float]]:
+    """The milliseconds of each parse that a store does inside."""
+    times: list[float] = []
+    parse = store_module.parse_adapter
+
+    def timed(*args: object, **settings: object) -> object:
+        started = time.perf_counter()
+        try:
+            return parse(*args, **settings)  # type: ignore[arg-type]
+        finally:
+            times.append((time.perf_counter() - started) * 1e3)
+
+    with patch.object(store_module, "parse_adapter", timed):
+        yield times
+
+
+def load(store: AdapterStore, name: str, config: bytes, weights: bytes) -> Times:
     started = time.perf_counter()
-    with store.begin_upload() as upload:
+    with parse_timed() as parses, store.begin_upload() as upload:
         upload.write("adapter_config.json", config)
         upload.write("adapter_model.safetensors", weights)
         store.commit_upload(upload, name)
-    uploaded = time.perf_counter()
-    store.acquire(name).release()
-    return (uploaded - started) * 1e3, (time.perf_counter() - uploaded) * 1e3
+    uploaded = (time.perf_counter() - started) * 1e3
+    acquired = acquire(store, name)
+    return {"parse": parses[0], "commit": uploaded - parses[0], "acquire": acquired, "total": uploaded + acquired}
 
 
-def measure(kind: str, count: int, root: Path) -> dict[str, object]:
+def acquire(store: AdapterStore, name: str) -> float:
+    started = time.perf_counter()
+    lease = store.acquire(name)
+    taken = (time.perf_counter() - started) * 1e3
+    lease.release()
+    return taken
+
+
+def measure(kind: str, count: int, root: Path) -> list[dict[str, object]]:
+    """The first adapter, the median of the others, and both again after the store was reopened."""
     settings, make = KINDS[kind]
     config = json.dumps({**settings, "target_modules": ["q_proj", "v_proj"]}).encode()
     store_config = StoreConfig(root=root, memory_bytes=1 << 30, max_upload_bytes=1 << 26)
     store = AdapterStore(store_config, BASE)
-    times = [load(store, f"a{i}", config, save(make())) for i in range(count + 1)]
+    fresh = [load(store, f"a{i}", config, save(make())) for i in range(count + 1)]
     store.close()
     again = AdapterStore(store_config, BASE)
-    reopened = []
-    for i in range(count + 1):
-        started = time.perf_counter()
-        again.acquire(f"a{i}").release()
-        reopened.append((time.perf_counter() - started) * 1e3)
+    reopened = [{"acquire": acquire(again, f"a{i}")} for i in range(count + 1)]
     again.close()
-    upload, use = (statistics.median(column) for column in zip(*times[1:], strict=True))
-    total = statistics.median(a + b for a, b in times[1:])
-    return {
-        "kind": kind,
-        "modules": len(SHAPES),
-        "first_ms": round(sum(times[0]), 2),
-        "upload_ms": round(upload, 2),
-        "first_use_ms": round(use, 2),
-        "total_ms": round(total, 2),
-        "total_ms_best": round(min(a + b for a, b in times[1:]), 2),
-        "total_ms_worst": round(max(a + b for a, b in times[1:]), 2),
-        "reopened_ms": round(statistics.median(reopened), 2),
-    }
+    return [
+        row(kind, f"{when}{which}", times)
+        for when, samples in (("", fresh), ("reopened, ", reopened))
+        for which, times in (("first", samples[:1]), ("next", samples[1:]))
+    ]
+
+
+def row(kind: str, adapters: str, samples: Sequence[Mapping[str, float]]) -> dict[str, object]:
+    """Medians by part, and every sample of the last, which is all of it."""
+    whole = list(samples[0])[-1]
+    medians = {f"{part}_ms": round(statistics.median(s[part] for s in samples), 2) for part in samples[0]}
+    every = [round(s[whole], 2) for s in samples]
+    return {"kind": kind, "modules": len(SHAPES), "adapters": adapters, **medians, "samples_ms": every}
 
 
 @click.command()
 @click.option("--count", default=20, show_default=True, help="Adapters after the first.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results/hot_load.jsonl"))
 def main(count: int, out: Path) -> None:
-    """Prints a table and writes a row a family to OUT."""
+    """Prints a table and writes its rows to OUT."""
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-    with tempfile.TemporaryDirectory() as warm:  # torch's own first calls are nobody's hot load
-        measure("LoRA r=16", 1, Path(warm))
     rows = []
-    for number, kind in enumerate(KINDS):
-        with tempfile.TemporaryDirectory() as root:
-            rows.append(measure(kind, count, Path(root) / str(number)))
-    columns = ("kind", "first_ms", "total_ms", "upload_ms", "first_use_ms", "reopened_ms")
-    table = Table(*columns, title="Hot load on 60 modules, medians in ms (first: alone)")
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
+    with tempfile.TemporaryDirectory() as root:
+        measure("LoRA r=16", 1, Path(root) / "warm")  # torch's own first calls are nobody's hot load
+        for number, kind in enumerate(KINDS):
+            rows += measure(kind, count, Path(root) / str(number))
+    parts = ("parse", "commit", "acquire", "total")
+    table = Table("kind", "adapters", *parts, "best", "worst", title="Hot load on 60 modules, ms (next: medians)")
+    for one in rows:
+        samples = one["samples_ms"]
+        assert isinstance(samples, list)
+        cells = (one["kind"], one["adapters"], *(one.get(f"{p}_ms", "") for p in parts), min(samples), max(samples))
+        table.add_row(*map(str, cells))
     Console().print(table)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    about = {"cpu": cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit}
+    about = conditions()
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(row | about) + "\n" for row in rows), encoding="utf-8")
+    out.write_text("".join(json.dumps(one | about) + "\n" for one in rows), encoding="utf-8")
+
+
+def conditions() -> dict[str, object]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": cpu(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def cpu() -> str:
@@ -135,9 +180,8 @@ def cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from overtone.adapters.blobs import BlobFolder
+from overtone.adapters.memo import Memo
 from overtone.adapters.projectors import BASE_SVD, Projectors
 from overtone.adapters.resident import matrices_of
 from overtone.adapters.safetensors_reader import Limits, read_safetensors
@@ -22,7 +23,9 @@ from overtone.kernels import SharedMatrix, SparseCore, SparsePattern, Term, soun
 
 PREFIX = "sha256:"
 _LIMITS = Limits(tensors=2)
-
+_PATTERN_BYTES = 32 << 20
+"""Of patterns that are kept although nothing uses them: on the device an adapter needs them no more once it is loaded, but
+the next one to be loaded needs them again, read and checked."""
 
 _DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -68,6 +71,7 @@ class SharedBlobs:
         self._projectors = projectors
         self._lock = threading.Lock()
         self._known: WeakValueDictionary[str, SharedMatrix | SparsePattern] = WeakValueDictionary()
+        self._patterns = Memo(_PATTERN_BYTES)
 
     def matrix(self, key: str, rows: int, digest: str = "") -> SharedMatrix:
         """The matrix with this key. Of the base's singular vectors, the first `rows` of which must have `digest`.
@@ -97,9 +101,12 @@ class SharedBlobs:
                 raise InvalidAdapter(f"the stored locations {key} do not fit a plane of {shape}")
             return pattern
 
-        found = self._find(f"{key} {shape}", make)
-        assert isinstance(found, SparsePattern)
-        return found
+        def counted() -> tuple[SparsePattern, torch.Tensor, torch.Tensor]:
+            found = self._find(f"{key} {shape}", make)
+            assert isinstance(found, SparsePattern)
+            return found, found.rows, found.cols
+
+        return self._patterns.get((key, shape), counted)[0]
 
     def _find(
         self, key: str, make: Callable[[Mapping[str, torch.Tensor]], SharedMatrix | SparsePattern]

@@ -74,7 +74,7 @@ class Spectrum:
 class _Fold(NamedTuple):
     """`Entries` sorted. K's values[places[i]] += weights[i] stored[sources[i]]; rows, cols: the pattern's, to be counted.
 
-    sources, places: (m,) int32; weights: (m,) float64.
+    sources, places: (m,) int32, with which index_add_ stays on one thread; weights: (m,) float64.
     """
 
     pattern: SparsePattern
@@ -128,7 +128,7 @@ def _cores(
     """Layers of one shape together: the fold of a small spectrum is mostly the cost of calling torch."""
     key = (spectrum.part, spectrum.key, shape, n, spectrum.seed)
     fold = context.memo.get(key, lambda: _fold(spectrum, shape, n))
-    values = torch.stack([stored.tensor.to(torch.float64) for stored in spectra], dim=1)
+    values = torch.stack([stored.tensor for stored in spectra], dim=1).to(torch.float64)
     if not all_finite(values):
         for stored in spectra:
             stored.any_floats()
