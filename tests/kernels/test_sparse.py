@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from overtone.kernels import SparseCore, SparseStep, compress, plan_bags, reference, sparse_core
-from overtone.kernels.sparse import apply_bags, apply_segment
+from overtone.kernels import SparseCore, SparseRows, compress, reference, sparse_core
+from overtone.kernels.sparse import apply_segment
 from support.cores import POPULARITY, popular_adapters, random_core
 from support.tolerances import assert_close
 
@@ -27,9 +29,11 @@ def many_cores(shape: tuple[int, int], count: int, seed: int = 1) -> list[Sparse
     return [random_core(shape, sizes[i % len(sizes)], generator) for i in range(count)]
 
 
-def apply_by_bags(z: torch.Tensor, cores: list[SparseCore | None], shape: tuple[int, int]) -> torch.Tensor:
+def apply_rows(z: torch.Tensor, cores: list[SparseCore | None], shape: tuple[int, int]) -> torch.Tensor:
     made = {id(core): compress(core) for core in cores if core is not None}
-    return apply_bags(z, plan_bags([None if core is None else made[id(core)] for core in cores], shape))
+    rows = SparseRows(shape, z.device)
+    rows.update([None if core is None else made[id(core)] for core in cores])
+    return rows.apply(z)
 
 
 @shapes
@@ -47,19 +51,19 @@ def test_compress_keeps_every_entry(shape: tuple[int, int], nnz: int) -> None:
 @shapes
 @pytest.mark.parametrize("pattern", POPULARITY)
 @pytest.mark.parametrize("tokens", [1, 2, 9])
-def test_bags(shape: tuple[int, int], pattern: str, tokens: int) -> None:
+def test_rows(shape: tuple[int, int], pattern: str, tokens: int) -> None:
     pool = many_cores(shape, tokens + 2)
     cores = [pool[a] for a in popular_adapters(pattern, tokens)]
     z = inputs(tokens, shape[1])
-    assert_close(apply_by_bags(z, list(cores), shape), reference.sparse_apply(z.double(), cores, shape[0]), scale=5)
+    assert_close(apply_rows(z, list(cores), shape), reference.sparse_apply(z.double(), cores, shape[0]), scale=5)
 
 
 @shapes
-def test_bags_with_tokens_without_core(shape: tuple[int, int]) -> None:
+def test_rows_with_tokens_without_core(shape: tuple[int, int]) -> None:
     a, b, *_ = many_cores(shape, 2)
     cores: list[SparseCore | None] = [None, a, None, None, b, a, None]
     z = inputs(len(cores), shape[1])
-    u = apply_by_bags(z, cores, shape)
+    u = apply_rows(z, cores, shape)
     assert_close(u, reference.sparse_apply(z.double(), cores, shape[0]), scale=5)
     for token, core in enumerate(cores):
         assert core is not None or not u[token].any()
@@ -68,7 +72,7 @@ def test_bags_with_tokens_without_core(shape: tuple[int, int]) -> None:
 def test_empty_rows_are_zero() -> None:
     core = sparse_core(torch.tensor([2, 2, 5]), torch.tensor([0, 3, 1]), torch.tensor([1.0, 2.0, 3.0]), (7, 4))
     z = inputs(2, 4)
-    for u in (apply_by_bags(z, [core, core], (7, 4)), apply_segment(z, compress(core))):
+    for u in (apply_rows(z, [core, core], (7, 4)), apply_segment(z, compress(core))):
         assert_close(u, reference.sparse_apply(z.double(), [core, core], 7))
         assert not u[:, [0, 1, 3, 4, 6]].any()
         assert u[:, [2, 5]].all()
@@ -88,10 +92,10 @@ def test_core_without_entries() -> None:
     empty = sparse_core(nothing, nothing, torch.tensor([]), (3, 4))
     z = inputs(2, 4)
     assert torch.equal(apply_segment(z, compress(empty)), torch.zeros(2, 3))
-    assert torch.equal(apply_by_bags(z, [empty, empty], (3, 4)), torch.zeros(2, 3))
+    assert torch.equal(apply_rows(z, [empty, empty], (3, 4)), torch.zeros(2, 3))
     other = random_core((3, 4), 5, torch.Generator().manual_seed(0))
     expected = reference.sparse_apply(z.double(), [empty, other], 3)
-    assert_close(apply_by_bags(z, [empty, other], (3, 4)), expected)
+    assert_close(apply_rows(z, [empty, other], (3, 4)), expected)
 
 
 def test_duplicates_merge_to_their_sum() -> None:
@@ -99,39 +103,49 @@ def test_duplicates_merge_to_their_sum() -> None:
     core = sparse_core(rows, cols, torch.tensor([1.0, 5.0, 2.0, 4.0]), (2, 3))
     assert core.nnz == 2
     z = torch.tensor([[1.0, 10.0, 100.0]])
-    assert apply_by_bags(z, [core], (2, 3)).tolist() == [[50.0, 700.0]]
+    assert apply_rows(z, [core], (2, 3)).tolist() == [[50.0, 700.0]]
     assert apply_segment(z, compress(core)).tolist() == [[50.0, 700.0]]
 
 
-STEPS = {
-    "decodes": ([0, 1, 2, 0], []),
-    "one decode": ([3], []),
-    "one prompt": ([], [(4, 1)]),
-    "prompt of one token": ([], [(1, 2)]),
-    "prompts": ([], [(3, 0), (1, 1), (5, 0)]),
-    "mixed": ([0, None, 2], [(4, 1), (2, None), (3, 2)]),
-    "mixed, decodes without core": ([None, None], [(2, 1), (3, None)]),
-    "mixed, prompts without core": ([1, None, 1], [(2, None), (1, None)]),
-    "nothing has a core": ([None], [(2, None)]),
-}
-
-
 @shapes
-@pytest.mark.parametrize("name", STEPS)
-def test_step(shape: tuple[int, int], name: str) -> None:
-    bag_adapters, prompt_adapters = STEPS[name]
-    pool = many_cores(shape, 4)
+def test_rows_follow_a_changing_batch(shape: tuple[int, int]) -> None:
+    """Rows that come, go, shrink, grow and move: always what rows laid out afresh give."""
+    generator = random.Random(shape[0])
+    pool = many_cores(shape, 6)
     made = [compress(core) for core in pool]
-    bags = [None if a is None else made[a] for a in bag_adapters]
-    plan = plan_bags(bags, shape) if any(b is not None for b in bags) else None
-    segments = [(length, None if a is None else made[a]) for length, a in prompt_adapters]
-    step = SparseStep(plan, len(bags), segments, shape)
-    by_token = [*bag_adapters, *(a for length, a in prompt_adapters for _ in range(length))]
-    z = inputs(len(by_token), shape[1])
-    expected = reference.sparse_apply(z.double(), [None if a is None else pool[a] for a in by_token], shape[0])
-    assert step.tokens == len(by_token)
-    assert_close(step(z), expected, scale=5)
-    assert_close(step(2 * z), 2 * expected, scale=10)  # a step serves every layer of a pass: it keeps nothing
+    rows = SparseRows(shape, torch.device("cpu"))
+    chosen: list[int | None] = []
+    for step in range(60):
+        if generator.random() < 0.2:
+            chosen = [generator.choice([None, *range(len(pool))]) for _ in range(generator.randrange(1, 14))]
+        elif chosen:
+            chosen[generator.randrange(len(chosen))] = generator.choice([None, *range(len(pool))])
+        rows.update([None if i is None else made[i] for i in chosen])
+        z = inputs(len(chosen), shape[1], seed=step)
+        expected = reference.sparse_apply(z.double(), [None if i is None else pool[i] for i in chosen], shape[0])
+        assert_close(rows.apply(z), expected, scale=5)
+        if end := rows._starts[rows.tokens]:
+            assert_close(rows._by_bags(z, end), expected, scale=5)
+
+
+def test_a_broken_row_stays_alone() -> None:
+    """A row of NaN next to others, and next to the room that a smaller core left over."""
+    large, small = (random_core((6, 5), n, torch.Generator().manual_seed(n)) for n in (30, 2))
+    rows = SparseRows((6, 5), torch.device("cpu"))
+    rows.update([compress(large), compress(large)])
+    rows.update([compress(small), compress(large)])
+    z = inputs(2, 5)
+    z[1] = torch.nan
+    assert_close(rows.apply(z)[:1], reference.sparse_apply(z[:1].double(), [small], 6), scale=5)
+
+
+def test_slack_is_taken_back() -> None:
+    shape = (20, 30)
+    large, small = (compress(random_core(shape, n, torch.Generator().manual_seed(n))) for n in (600, 3))
+    rows = SparseRows(shape, torch.device("cpu"))
+    rows.update([large] * 4)
+    rows.update([small] * 4)
+    assert rows._starts[4] <= 2 * 4 * 3 + 4
 
 
 @pytest.mark.parametrize("pattern", POPULARITY)
@@ -142,4 +156,4 @@ def test_served_sizes(pattern: str) -> None:
     pool = [random_core(shape, 1000, generator) for _ in range(24)]
     cores = [pool[a] for a in popular_adapters(pattern, 24)]
     z = inputs(24, shape[1])
-    assert_close(apply_by_bags(z, list(cores), shape), reference.sparse_apply(z.double(), cores, shape[0]), scale=5)
+    assert_close(apply_rows(z, list(cores), shape), reference.sparse_apply(z.double(), cores, shape[0]), scale=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,9 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.engine.scheduler import StepPlan
-from overtone.kernels import FrameBank
+from overtone.kernels import DCT, FrameBank
 from overtone.models.adapted import AdaptedLinear, StepSlot, wrap_layers
-from overtone.models.adapter_step import AdapterStep, Segment
-from overtone.models.channels import BatchCache, DecodeBatch
+from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
 from support.deltas import RandomAdapter, merge, random_adapter
 from support.recorder import Recorder, drip
 from support.requests import make_request
@@ -49,7 +49,7 @@ class Layers:
         self.slot = StepSlot()
         self.adapted = {name: AdaptedLinear(name, layer, self.slot) for name, layer in self.plain.items()}
         self.frames = FrameBank(torch.device("cpu"))
-        self.bags = BatchCache()
+        self.kept = AdapterRows(torch.device("cpu"))
 
     @torch.inference_mode()
     def __call__(
@@ -57,11 +57,11 @@ class Layers:
         x: torch.Tensor,
         decodes: Sequence[RandomAdapter | None],
         prefills: Sequence[tuple[int, RandomAdapter | None]],
-        bags: BatchCache | None = None,
+        kept: AdapterRows | None = None,
     ) -> dict[str, torch.Tensor]:
         segments = [Segment(1, a.deltas if a else None) for a in decodes]
         prompts = [Segment(n, a.deltas if a else None) for n, a in prefills]
-        step = AdapterStep(segments, prompts, self.frames, bags or self.bags)
+        step = AdapterStep(segments, prompts, self.frames, kept or self.kept)
         assert step.empty == (not any(a and a.deltas for a in [*decodes, *(a for _, a in prefills)]))
         self.slot.step = step
         try:
@@ -118,7 +118,7 @@ def test_rows_without_adapter_are_untouched(name: str, dtype: torch.dtype) -> No
     rows = by_row(decodes, prefills)
     x = random_input(len(rows), dtype)
     for module, y in layers(x, decodes, prefills).items():
-        plain = layers.plain[module](x)
+        plain = layers.adapted[module].linear(x)
         for row, adapter in enumerate(rows):
             changed = adapter is not None and module in adapter.dense
             assert torch.equal(y[0, row], plain[0, row]) == (not changed)
@@ -145,24 +145,40 @@ def test_plans_follow_the_batch() -> None:
     for decodes in sequence:
         x = random_input(len(decodes))
         kept = layers(x, decodes, [])
-        fresh = layers(x, decodes, [], bags=BatchCache())
+        fresh = layers(x, decodes, [], kept=AdapterRows(torch.device("cpu")))
         for module, y in kept.items():
-            assert torch.equal(y, fresh[module])
+            torch.testing.assert_close(y, fresh[module], rtol=0, atol=1e-5)
             torch.testing.assert_close(y.double(), layers.merged(x, decodes, module), rtol=0, atol=1e-4)
 
 
-def test_plans_are_kept_only_for_the_same_adapters() -> None:
-    cache = BatchCache()
-    first, second = random_adapter(SHAPES, ALL, seed=1).deltas, random_adapter(SHAPES, ALL, seed=1).deltas
+def test_only_rows_that_changed_are_prepared_anew() -> None:
+    rows = AdapterRows(torch.device("cpu"))
+    a, b, c = (random_adapter(SHAPES, ALL, seed=i).deltas for i in range(3))
 
-    def batch(*adapters: Any) -> DecodeBatch:
-        return cache.batch(cache.outlines(adapters), torch.device("cpu"))
+    def frame_version(*adapters: Any) -> int:
+        rows.decodes.update(rows.outlines.of(adapters))
+        return rows.decodes.lane(DCT).version
 
-    kept = batch(first, second)
-    assert batch(first, second) is kept
+    assert frame_version(a, b) == frame_version(a, b) == 1
     # Another adapter is another adapter, even one that compares equal.
-    assert batch(first, dict(second)) is not kept
-    assert batch(first) is not kept
+    assert frame_version(a, dict(b)) == 2
+    assert frame_version(a) == 3
+    # The base model's rows are none of the lane's business, nor where the others then are.
+    assert rows.decodes.lane(DCT).rows == [0]
+    assert frame_version(None, a, c) == 4
+    assert sorted(rows.decodes.lane(DCT).rows) == [1, 2]
+
+
+def test_nothing_is_kept_of_an_adapter_that_left() -> None:
+    rows = AdapterRows(torch.device("cpu"))
+    wide, every = random_adapter(SHAPES, WIDE, seed=1).deltas, random_adapter(SHAPES, ALL, seed=2).deltas
+    rows.decodes.update(rows.outlines.of([wide, every]))
+    assert set(rows.decodes.modules) == set(ALL)
+    rows.decodes.update(rows.outlines.of([wide, None]))
+    assert set(rows.decodes.modules) == set(WIDE)
+    gone = weakref.ref(next(iter(every.values())).terms[0].core.values)
+    del every
+    assert gone() is None
 
 
 def test_recycled_memory_brings_back_no_plans() -> None:
@@ -181,7 +197,7 @@ def test_changed_inputs_are_analysed_again() -> None:
     layers = Layers()
     adapter = random_adapter(SHAPES, ALL, seed=3)
     with torch.inference_mode():
-        layers.slot.step = AdapterStep([Segment(1, adapter.deltas)], [], layers.frames, layers.bags)
+        layers.slot.step = AdapterStep([Segment(1, adapter.deltas)], [], layers.frames, layers.kept)
         for seed in range(20):
             x = random_input(1, seed=seed)
             for name, layer in layers.adapted.items():
@@ -191,16 +207,17 @@ def test_changed_inputs_are_analysed_again() -> None:
 
 def test_wrapped_layers_keep_their_names_and_weights() -> None:
     model = nn.ModuleDict({"block": nn.ModuleDict({"a": nn.Linear(4, 6), "b": nn.Linear(6, 4, bias=False)})})
-    weight = model.get_submodule("block.a").weight
+    weight, bias = (t.detach().clone() for t in model.get_submodule("block.a").parameters())
     wrap_layers(model, ["block.a"], StepSlot())
     wrapped = model.get_submodule("block.a")
     assert isinstance(wrapped, AdaptedLinear)
     assert wrapped.name == "block.a"
-    assert wrapped.weight is weight
-    assert wrapped.bias is wrapped.base.bias
+    assert torch.equal(wrapped.weight, weight)
+    assert wrapped.bias is not None
+    assert torch.equal(wrapped.bias, bias)
     assert isinstance(model.get_submodule("block.b"), nn.Linear)
     x = torch.ones(2, 4)
-    assert torch.equal(wrapped(x), wrapped.base(x))
+    assert torch.equal(wrapped(x), wrapped.linear(x))
 
 
 def test_whole_model_equals_merged_models() -> None:

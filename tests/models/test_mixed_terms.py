@@ -24,8 +24,7 @@ from overtone.kernels import (
     reference,
 )
 from overtone.models.adapted import AdaptedEmbedding, AdaptedLinear, StepSlot
-from overtone.models.adapter_step import AdapterStep, Segment
-from overtone.models.channels import BatchCache
+from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
 from support.terms import KINDS, RandomTerms
 
 SHAPES = {"wide": (40, 64), "tall": (96, 64), "square": (64, 64)}  # all read the same input
@@ -54,7 +53,7 @@ class Layers:
         self.slot = StepSlot()
         self.adapted = {name: AdaptedLinear(name, layer, self.slot) for name, layer in self.plain.items()}
         self.embedding = AdaptedEmbedding("table", self.table, self.slot)
-        self._frames, self._bags = FrameBank(CPU), BatchCache()
+        self._frames, self._kept = FrameBank(CPU), AdapterRows(CPU)
 
     def adapter(self, kinds: Mapping[str, Sequence[str]], seed: int) -> Adapter:
         deltas = {}
@@ -66,7 +65,7 @@ class Layers:
     def step(self, decodes: Sequence[Adapter | None], prompts: Sequence[tuple[int, Adapter | None]]) -> AdapterStep:
         segments = [Segment(1, a.deltas if a else None) for a in decodes]
         chunks = [Segment(n, a.deltas if a else None) for n, a in prompts]
-        return AdapterStep(segments, chunks, self._frames, self._bags)
+        return AdapterStep(segments, chunks, self._frames, self._kept)
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, step: AdapterStep) -> dict[str, torch.Tensor]:

@@ -21,7 +21,9 @@ from overtone.kernels.cores import (
 from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
 from overtone.kernels.prepared import PreparedCore, prepare, prepared_nbytes
-from overtone.kernels.sparse import BagPlan, CsrCore, PatternCache, SparseStep, compress, plan_bags
+from overtone.kernels.sparse import CsrCore, PatternCache, compress
+from overtone.kernels.sparse_rows import SparseRows
+from overtone.kernels.stacked_rows import StackedRows, stackable
 from overtone.kernels.types import (
     DCT,
     DFT,
@@ -42,7 +44,6 @@ __all__ = [
     "DFT",
     "IDENTITY",
     "WEIGHT",
-    "BagPlan",
     "CirculantCore",
     "Composer",
     "Core",
@@ -63,12 +64,12 @@ __all__ = [
     "SharedMatrix",
     "SparseCore",
     "SparsePattern",
-    "SparseStep",
+    "SparseRows",
+    "StackedRows",
     "Term",
     "block_dft",
     "compress",
     "numbers_of",
-    "plan_bags",
     "prepare",
     "prepared_nbytes",
     "projection",
@@ -76,6 +77,7 @@ __all__ = [
     "sound_pattern",
     "sparse_core",
     "sparse_pattern",
+    "stackable",
     "wavelet",
     "wavelet_size",
 ]

@@ -7,9 +7,8 @@ import torch
 from overtone.engine.batch import pack_tokens, place_tokens
 from overtone.engine.config import EngineConfig
 from overtone.engine.scheduler import StepPlan
-from overtone.models.adapter_step import AdapterStep, Segment
+from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
 from overtone.models.base import BaseModel
-from overtone.models.channels import BatchCache
 
 
 class ModelRunner:
@@ -23,7 +22,7 @@ class ModelRunner:
         self._cache = torch.zeros(
             base.num_layers, 2, slots, base.num_kv_heads, base.head_dim, dtype=base.dtype, device=base.device
         )
-        self._bags, self._head_bags = BatchCache(), BatchCache()
+        self.forget()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
@@ -47,7 +46,7 @@ class ModelRunner:
 
     def forget(self) -> None:
         """Lets go of the adapters of the last batch: their leases have ended."""
-        self._bags, self._head_bags = BatchCache(), BatchCache()
+        self._rows, self._head_rows = AdapterRows(self._base.device), AdapterRows(self._base.device)
 
     def _clear(self, pages: tuple[int, ...]) -> None:
         """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""
@@ -60,6 +59,6 @@ class ModelRunner:
         decodes = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.decodes]
         prefills = [Segment(chunk.length, chunk.sequence.request.adapter) for chunk in plan.prefills]
         ends = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.chunks if chunk.completes]
-        step = AdapterStep(decodes, prefills, self._base.frames, self._bags)
-        head = AdapterStep(ends, [], self._base.frames, self._head_bags)
+        step = AdapterStep(decodes, prefills, self._base.frames, self._rows)
+        head = AdapterStep(ends, [], self._base.frames, self._head_rows)
         return (None if step.empty else step), (None if head.empty else head)

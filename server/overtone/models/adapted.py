@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from overtone.models.adapter_step import AdapterStep
+from overtone.models.packed import PackedLinear
 
 
 class StepSlot:
@@ -26,28 +27,60 @@ class StepSlot:
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer whose output each request's adapter may change. Without an adapter in the batch it is the layer."""
+    """A linear layer whose output each request's adapter may change. Without an adapter in the batch it is the layer.
+
+    Its weight lies in `linear`, packed, alone or with other layers' that have the same input (`join`).
+    """
 
     def __init__(self, name: str, base: nn.Linear, slot: StepSlot, *, is_head: bool = False) -> None:
         super().__init__()
         self.name = name
-        self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.linear = PackedLinear([base.weight], [base.bias])
+        self._index = 0
         self._slot = slot
         self._is_head = is_head
 
+    @staticmethod
+    def join(layers: Sequence[AdaptedLinear]) -> PackedLinear:
+        """One product for all of `layers`, which from then on share it."""
+        joined = PackedLinear([layer.weight for layer in layers], [layer.bias for layer in layers])
+        for index, layer in enumerate(layers):
+            layer.linear, layer._index = joined, index
+        return joined
+
     @property
     def weight(self) -> torch.Tensor:
-        """(p, q): some model definitions read it directly."""
-        return self.base.weight
+        """(p, q), unpacked."""
+        return self.linear.weight(self._index)
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return self.base.bias
+        start, stop = self.linear.bounds[self._index]
+        return None if self.linear.bias is None else self.linear.bias[start:stop]
+
+    @property
+    def adapted(self) -> bool:
+        """Whether some adapter of this forward pass changes this layer."""
+        step = self._step
+        return step is not None and step.changes(self.name)
+
+    @property
+    def _step(self) -> AdapterStep | None:
+        return self._slot.head if self._is_head else self._slot.step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.base(x)
-        step = self._slot.head if self._is_head else self._slot.step
-        return y if step is None else step.add(self.name, x, y, self.base.bias)
+        start, stop = self.linear.bounds[self._index]
+        return self.add_adapters(x, self.linear(x)[..., start:stop])
+
+    def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """forward(x) + residual."""
+        return residual + self(x) if self.adapted else self.linear.plus(x, residual)
+
+    def add_adapters(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Adds to y, in place, what the pass's adapters change. x: (..., q); y: (..., p), the layer's own output."""
+        step = self._step
+        return y if step is None else step.add(self.name, x, y, self.bias)
 
 
 class AdaptedEmbedding(nn.Module):

@@ -8,13 +8,16 @@ only for the tokens of those that use it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind, SparseStep
-from overtone.models.channels import AdapterDeltas, BatchCache, Channel, Outline, Run, channels_of
+from overtone.kernels import Frame, FrameBank, FrameKind
+from overtone.models.channels import AdapterDeltas, Channel, Outline, Outlines, PreparedTerm
+from overtone.models.decode_batch import DecodeBatch
+from overtone.models.row_plan import Piece, RowPlan, widest
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,37 +28,48 @@ class Segment:
     deltas: AdapterDeltas | None
 
 
+class AdapterRows:
+    """What is kept of the adapters from one forward pass to the next, and what they were counted as.
+
+    paths: rows times modules by how their cores were applied: "sparse" and "stacked" (all adapters of the batch in one
+    product), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt). Whoever reads it may clear it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.outlines = Outlines()
+        self.decodes = DecodeBatch(device)
+        self.paths: Counter[str] = Counter()
+
+
 @dataclass(frozen=True, slots=True)
 class Lane:
     """The packed tokens whose adapters use one analysis frame: the first `decodes` have an adapter each, then come prompts.
 
-    rows: their places among all packed tokens, None if they are all of them.
+    prompts: each with its rows of the lane; rows: their places among all packed tokens, None if they are all of them.
     """
 
     decodes: int
-    prompts: Sequence[tuple[int, Outline]]
+    prompts: Sequence[tuple[slice, Outline]]
     rows: torch.Tensor | None
-    tokens: int
 
 
 class AdapterStep:
     """What one forward pass knows of adapters. `decodes` come first in the packed tokens, then `prefills`."""
 
     def __init__(
-        self, decodes: Sequence[Segment], prefills: Sequence[Segment], frames: FrameBank, bag_cache: BatchCache
+        self, decodes: Sequence[Segment], prefills: Sequence[Segment], frames: FrameBank, kept: AdapterRows
     ) -> None:
         assert all(segment.tokens == 1 for segment in decodes)
         self._frames = frames
-        segments = [*decodes, *prefills]
-        outlines = iter(bag_cache.outlines([s.deltas for s in segments if s.deltas is not None]))
-        self._segments = [(s.tokens, next(outlines) if s.deltas is not None else None) for s in segments]
-        decoding = [one for _, one in self._segments[: len(decodes)] if one is not None]
-        prompts = [one for _, one in self._segments[len(decodes) :] if one is not None]
-        self._decodes = bag_cache.batch(decoding, frames.device)
-        self._first_prompt = len(decodes)
-        self._modules = self._decodes.modules
-        if prompts:
-            self._modules = channels_of([*decoding, *prompts])
+        self._paths = kept.paths
+        outlines = kept.outlines.of([segment.deltas for segment in (*decodes, *prefills)])
+        self._decodes = kept.decodes
+        self._decodes.update(outlines[: len(decodes)])
+        self._num_decodes = len(decodes)
+        self._prompts = [(s.tokens, one) for s, one in zip(prefills, outlines[len(decodes) :], strict=True)]
+        self._modules: Mapping[str, Mapping[Channel, int]] = self._decodes.modules
+        if any(one is not None for _, one in self._prompts):
+            self._modules = _with_prompts(self._modules, self._prompts)
         self._lanes: dict[Frame, Lane] = {}
         self._rows: dict[tuple[int, ...], torch.Tensor | None] = {}
         self._input: torch.Tensor | None = None
@@ -66,8 +80,12 @@ class AdapterStep:
     def empty(self) -> bool:
         return not self._modules
 
+    def changes(self, module: str) -> bool:
+        """Whether `add` would change the output of `module`."""
+        return bool(self._modules.get(module))
+
     def add(self, module: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """y + delta for the tokens whose adapter changes `module`.
+        """y, to which in place the delta was added for the tokens whose adapter changes `module`.
 
         x: (..., q), or (...) int64 for one-hot inputs; y: (..., p) the layer's own output, bias: (p,) what of it is not W x.
         """
@@ -76,7 +94,7 @@ class AdapterStep:
             return y
         if self._input is not x:
             self._input, self._gathered, self._analysed = x, {}, {}
-        flat = y.reshape(-1, y.shape[-1])
+        flat = y.view(-1, y.shape[-1])
         parts = [self._part(module, channel, x, flat, bias) for channel in channels]
         rows = parts[0][0]
         if all(other is rows for other, _ in parts):
@@ -86,10 +104,16 @@ class AdapterStep:
         else:
             rows, delta = self._gather_parts(parts, flat)
         # Summed in float32: the delta itself is never rounded to bfloat16.
-        if rows is None:
-            return (flat.float() + delta).to(y.dtype).view_as(y)
-        flat[rows] = (flat.index_select(0, rows).float() + delta).to(y.dtype)
-        return flat.view_as(y)
+        if rows is not None:
+            if flat.dtype is torch.float32:
+                flat.index_add_(0, rows, delta)
+            else:
+                flat[rows] = (flat.index_select(0, rows).float() + delta).to(y.dtype)
+        elif flat.dtype is torch.float32:
+            flat += delta
+        else:
+            flat.copy_(flat.float() + delta)
+        return y
 
     @staticmethod
     def _gather_parts(
@@ -112,20 +136,30 @@ class AdapterStep:
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """What a channel adds: rows and their delta (n, p) float32."""
         lane, size = self._lane(channel.analysis), flat.shape[-1]
-        if channel.core is CsrCore:
-            runs: list[Run] = []
-            u = self._sparse(module, channel, lane)(self._analyse(channel.analysis, 0, lane, x, flat, bias))
-        else:
-            runs = self._runs(module, channel, lane)
-            wanted = max(term.core.shape[1] for _, term in runs)
-            analysis = _widest([term.analysis for _, term in runs])
-            u = _apply_runs(self._analyse(analysis, wanted, lane, x, flat, bias), runs)
-        synthesis = _widest([term.synthesis for _, term in runs] or [channel.synthesis])
-        delta = self._frames.synthesise(synthesis, u, size)
-        for rows, term in runs:
+        plan = self._decodes.plan(module, channel) if lane.decodes else RowPlan(self._frames.device)
+        prompts = [(span, term) for span, one in lane.prompts if (term := one.modules.get(module, {}).get(channel))]
+        frames = [frame for frame in (plan.analysis, *(term.analysis for _, term in prompts)) if frame is not None]
+        wanted = max(plan.coefficients, *(term.core.shape[1] for _, term in prompts), 0)
+        z = self._analyse(widest(frames) or channel.analysis, wanted, lane, x, flat, bias)
+        u = _assembled(self._pieces(plan, prompts, lane, z), z)
+        frames = [frame for frame in (plan.synthesis, *(term.synthesis for _, term in prompts)) if frame is not None]
+        delta = self._frames.synthesise(widest(frames) or channel.synthesis, u, size)
+        if plan.gains is not None:
+            delta[: lane.decodes] *= plan.gains
+        for span, term in prompts:
             if term.gain is not None:
-                delta[rows] *= term.gain
+                delta[span] *= term.gain
         return lane.rows, delta
+
+    def _pieces(
+        self, plan: RowPlan, prompts: Sequence[tuple[slice, PreparedTerm]], lane: Lane, z: torch.Tensor
+    ) -> Iterator[Piece]:
+        if lane.decodes:
+            self._paths.update(plan.rows_by_path)
+            yield from plan.pieces(z[: lane.decodes])
+        for span, term in prompts:
+            self._paths["prompt"] += span.stop - span.start
+            yield span, term.core.apply(z[span])
 
     def _lane(self, frame: Frame) -> Lane:
         lane = self._lanes.get(frame)
@@ -134,25 +168,20 @@ class AdapterStep:
         return lane
 
     def _make_lane(self, frame: Frame) -> Lane:
-        used = tuple(i for i, (_, one) in enumerate(self._segments) if one is not None and frame in one.frames)
-        prompts = [self._segments[i] for i in used if i >= self._first_prompt]
-        decodes = len(used) - len(prompts)
-        if used not in self._rows:
-            self._rows[used] = self._packed_rows(used)
-        tokens = decodes + sum(n for n, _ in prompts)
-        return Lane(decodes, [(n, one) for n, one in prompts if one is not None], self._rows[used], tokens)
-
-    def _packed_rows(self, used: tuple[int, ...]) -> torch.Tensor | None:
-        """The packed tokens of some segments; None if they are all."""
-        if len(used) == len(self._segments):
-            return None
-        rows: list[int] = []
-        start, chosen = 0, set(used)
-        for i, (tokens, _) in enumerate(self._segments):
-            if i in chosen:
-                rows += range(start, start + tokens)
-            start += tokens
-        return torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
+        rows = list(self._decodes.lane(frame).rows)
+        decodes, packed = len(rows), self._num_decodes
+        prompts = []
+        for tokens, one in self._prompts:
+            if one is not None and frame in one.frames:
+                prompts.append((slice(len(rows), len(rows) + tokens), one))
+                rows += range(packed, packed + tokens)
+            packed += tokens
+        # Lanes of equal rows share one tensor: by its identity gathered inputs are found again.
+        key = tuple(rows)
+        if key not in self._rows:
+            everything = len(rows) == packed and key == tuple(range(packed))
+            self._rows[key] = None if everything else torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
+        return Lane(decodes, prompts, self._rows[key])
 
     def _analyse(
         self,
@@ -184,39 +213,25 @@ class AdapterStep:
             self._gathered[key] = found
         return found
 
-    def _sparse(self, module: str, channel: Channel, lane: Lane) -> SparseStep:
-        bags = self._decodes.bags(module, channel)
-        segments: list[tuple[int, CsrCore | None]] = []
-        for tokens, one in lane.prompts:
-            term = one.modules.get(module, {}).get(channel)
-            segments.append((tokens, term.core if term is not None and isinstance(term.core, CsrCore) else None))
-        shape = bags.shape if bags is not None else next(core.shape for _, core in segments if core is not None)
-        return SparseStep(bags, lane.decodes, segments, shape)
 
-    def _runs(self, module: str, channel: Channel, lane: Lane) -> list[Run]:
-        runs = list(self._decodes.runs(module, channel))
-        start = lane.decodes
-        for tokens, one in lane.prompts:
-            term = one.modules.get(module, {}).get(channel)
-            if term is not None:
-                runs.append((torch.arange(start, start + tokens, device=self._frames.device), term))
-            start += tokens
-        return runs
+def _with_prompts(
+    modules: Mapping[str, Mapping[Channel, int]], prompts: Sequence[tuple[int, Outline | None]]
+) -> dict[str, dict[Channel, int]]:
+    """`modules` with the channels that the prompts' adapters need."""
+    merged = {name: dict(channels) for name, channels in modules.items()}
+    for one in dict.fromkeys(one for _, one in prompts if one is not None):
+        for name, channels in one.modules.items():
+            merged.setdefault(name, {}).update(dict.fromkeys(channels, 1))
+    return merged
 
 
-def _widest(frames: Sequence[Frame]) -> Frame:
-    """Of equal frames the one that holds the most rows of its matrix: adapters of another rank may hold fewer."""
-    return max(frames, key=lambda frame: 0 if frame.shared is None else len(frame.shared.matrix))
-
-
-def _apply_runs(z: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
-    """u[rows] = K z[rows] for every run, zero elsewhere; where cores differ in their outputs, the others' end is zero."""
-    (rows, term), *others = runs
-    if not others and len(rows) == len(z):
-        return term.core.apply(z)
-    results = [(rows, term.core.apply(z.index_select(0, rows))) for rows, term in runs]
-    widest = max((result for _, result in results), key=lambda result: result.shape[1])
-    u = widest.new_zeros(len(z), *widest.shape[1:])
+def _assembled(pieces: Iterator[Piece], z: torch.Tensor) -> torch.Tensor:
+    """u of all rows of z, zero where no piece says otherwise. Where cores differ in size, the end of the smaller is zero."""
+    results = list(pieces)
+    if len(results) == 1 and len(results[0][1]) == len(z):
+        return results[0][1]
+    widest_result = max((result for _, result in results), key=lambda result: result.shape[1])
+    u = widest_result.new_zeros(len(z), *widest_result.shape[1:])
     for rows, result in results:
         u[rows, : result.shape[1]] = result
     return u

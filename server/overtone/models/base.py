@@ -18,6 +18,7 @@ from overtone.errors import ConfigError, UnsupportedModel
 from overtone.kernels import FrameBank
 from overtone.models import attention, gguf, probe
 from overtone.models.adapted import StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
+from overtone.models.fused_layer import fuse_layers
 from overtone.models.support import check_supported
 from overtone.models.tokenizer import TextCodec
 
@@ -61,7 +62,8 @@ class BaseModel:
 
     def weight(self, module: str) -> torch.Tensor:
         """The frozen weight (p, q) of a linear layer or an embedding, not to be written to."""
-        weight = self.model.get_parameter(f"{module}.weight")
+        layer: Any = self.model.get_submodule(module)
+        weight: torch.Tensor = layer.weight
         return weight.T if module in self.embeddings else weight
 
     @property
@@ -128,6 +130,7 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
     slot = StepSlot()
     attention.install(model)
     wrap_layers(model, [*modules, *embeddings], slot)
+    fuse_layers(model, slot)
     layers, kv_heads, head_dim = cache_shape = _cache_shape(text)
     probe.check_paged(model, expected, text.vocab_size, cache_shape)
     codec = TextCodec(tokenizer)

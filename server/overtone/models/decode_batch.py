@@ -1,0 +1,116 @@
+"""The adapters of the sequences that decode together, from step to step: only rows that changed are prepared anew."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from overtone.kernels import Frame
+from overtone.models.channels import Channel, Outline
+from overtone.models.row_plan import RowPlan
+
+
+class LaneRows:
+    """The rows whose adapters use one analysis frame, in an order that changes as little as the batch does.
+
+    rows[i]: the batch's row at place i; outlines[i]: its adapter's. `version` counts the changes.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.outlines: list[Outline] = []
+        self.version = 0
+
+    def update(self, wanted: Mapping[int, Outline]) -> None:
+        places: list[tuple[int, Outline] | None] = [
+            (row, one) if wanted.get(row) is one else None for row, one in zip(self.rows, self.outlines, strict=True)
+        ]
+        held = {place[0] for place in places if place is not None}
+        if len(held) == len(places) == len(wanted):
+            return
+        waiting = [(row, one) for row, one in wanted.items() if row not in held]
+        for i in range(len(places)):
+            if places[i] is None and waiting:
+                places[i] = waiting.pop(0)
+        places += waiting
+        filled = _without_holes(places)
+        self.rows, self.outlines = [row for row, _ in filled], [one for _, one in filled]
+        self.version += 1
+
+
+def _without_holes(places: list[tuple[int, Outline] | None]) -> list[tuple[int, Outline]]:
+    """The last ones moved into the holes."""
+    rest = list(places)
+    filled: list[tuple[int, Outline]] = []
+    i = 0
+    while i < len(rest):
+        place = rest[i]
+        if place is None:
+            last = rest.pop()
+            if i < len(rest):
+                rest[i] = last
+            continue
+        filled.append(place)
+        i += 1
+    return filled
+
+
+class DecodeBatch:
+    """Which adapter each decoding row has, and for every module and channel how its cores are applied to all rows.
+
+    modules: module name -> the channels that some row needs there. Plans are made as the modules are reached.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._outlines: list[Outline | None] = []
+        self.modules: dict[str, Counter[Channel]] = {}
+        self._lanes: dict[Frame, LaneRows] = {}
+        self._plans: dict[tuple[str, Channel], RowPlan] = {}
+
+    def update(self, outlines: Sequence[Outline | None]) -> None:
+        """From now on row t has outlines[t]; None: the base model."""
+        if len(outlines) == len(self._outlines) and all(a is b for a, b in zip(outlines, self._outlines, strict=True)):
+            return
+        before, after = (dict.fromkeys(one for one in rows if one is not None) for rows in (self._outlines, outlines))
+        self._outlines = list(outlines)
+        for one in after:
+            if one not in before:
+                self._count(one, 1)
+        for one in before:
+            if one not in after:
+                self._count(one, -1)
+        frames = {frame for one in after for frame in one.frames}
+        self._lanes = {frame: self._lanes.get(frame) or LaneRows() for frame in frames}
+        for frame, lane in self._lanes.items():
+            lane.update({row: one for row, one in enumerate(outlines) if one is not None and frame in one.frames})
+        # Nothing of an adapter that left is kept.
+        self._plans = {key: plan for key, plan in self._plans.items() if key[1] in self.modules.get(key[0], ())}
+
+    def lane(self, frame: Frame) -> LaneRows:
+        return self._lanes.get(frame) or LaneRows()
+
+    def plan(self, module: str, channel: Channel) -> RowPlan:
+        """How the rows of the channel's lane are changed at `module`."""
+        key = module, channel
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = RowPlan(self._device)
+        lane = self.lane(channel.analysis)
+        if plan.version != lane.version:
+            plan.update([one.modules.get(module, {}).get(channel) for one in lane.outlines])
+            plan.version = lane.version
+        return plan
+
+    def _count(self, one: Outline, change: int) -> None:
+        """Keeps `modules`: how many adapters need each channel."""
+        for name, channels in one.modules.items():
+            counts = self.modules.setdefault(name, Counter())
+            for channel in channels:
+                counts[channel] += change
+                if not counts[channel]:
+                    del counts[channel]
+            if not counts:
+                del self.modules[name]

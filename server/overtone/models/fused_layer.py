@@ -1,0 +1,143 @@
+"""A decoder layer of the Llama shape in a dozen operators instead of forty.
+
+    h = x + W_o attention(rope(W_qkv norm(x)))          y = h + W_down (silu(W_gate norm(h)) * W_up norm(h))
+
+The definition stays transformers' own: this replaces the `forward` of its layer objects, only of classes that are known to
+compute the above, and the load-time probe compares the whole model with transformers' before anything is served. Where the
+step's adapters change a layer, their part is added between the same operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from overtone.models.adapted import AdaptedLinear, StepSlot
+from overtone.models.attention import paged_attention
+
+_LAYER_CLASSES = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
+_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+class RotaryTables:
+    """cos and signed sin of the step's positions, made once a step for all layers.
+
+    rope(x) = x * cos + swap(x) * sin',  swap: the halves of the head exchanged, sin' = (-sin, sin)
+    """
+
+    def __init__(self) -> None:
+        self._cos: torch.Tensor | None = None
+        self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def of(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin: (1, T, D) as transformers makes them; returns both as (T, 1, D)."""
+        if self._cos is not cos or self._tables is None:
+            half = sin.shape[-1] // 2
+            signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
+            self._cos, self._tables = cos, (cos[0, :, None], signed[:, None])
+        return self._tables
+
+
+def fusable(layer: nn.Module) -> bool:
+    """Whether `layer` is one that `FusedLayer` computes: by its class, and by what it is made of."""
+    if type(layer).__name__ not in _LAYER_CLASSES or {name for name, _ in layer.named_children()} != _PARTS:
+        return False
+    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    parts = {name for name, _ in attention.named_children()}
+    linears = [attention.get_submodule(name) for name in _ATTENTION_PARTS & parts]
+    return (
+        parts - {"q_norm", "k_norm"} == _ATTENTION_PARTS
+        and {name for name, _ in mlp.named_children()} == _MLP_PARTS
+        and type(mlp.get_submodule("act_fn")).__name__ in ("SiLU", "SiLUActivation")
+        and all(isinstance(linear, AdaptedLinear) for linear in linears)
+    )
+
+
+def fuse_layers(model: nn.Module, slot: StepSlot) -> int:
+    """Gives every fusable layer of a wrapped model its fused forward. Returns how many there were."""
+    tables = RotaryTables()
+    layers = [module for module in model.modules() if fusable(module)]
+    for layer in layers:
+        layer.forward = FusedLayer(layer, slot, tables)
+    return len(layers)
+
+
+class FusedLayer:
+    """The forward of one decoder layer; `layer` keeps its parts and their names."""
+
+    def __init__(self, layer: Any, slot: StepSlot, tables: RotaryTables) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._attention, self._slot, self._tables = attention, slot, tables
+        self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        self._qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self._o, self._gate, self._up, self._down = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self._dim = attention.head_dim
+        self._heads = self._qkv[0].out_features // self._dim
+        self._joined = AdaptedLinear.join(self._qkv)
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """hidden_states: (1, T, hidden); returns the same shape."""
+        assert position_embeddings is not None
+        x = hidden_states[0]
+        mixed = self._attend(_rms_norm(x, self._norms[0]), position_embeddings, kwargs)
+        x = self._o.plus(mixed, x)
+        y: torch.Tensor = self._down.plus(self._gated(_rms_norm(x, self._norms[1])), x)
+        return y[None]
+
+    def _attend(
+        self, h: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """(T, hidden) -> (T, heads * D)."""
+        tokens, dim, heads = h.shape[0], self._dim, self._heads
+        qkv = self._joined(h)
+        for linear, (start, stop) in zip(self._qkv, self._joined.bounds, strict=True):
+            linear.add_adapters(h, qkv[:, start:stop])
+        by_head = qkv.view(tokens, -1, dim)
+        value_from = self._joined.bounds[2][0] // dim
+        for norm, part in zip(self._head_norms, (by_head[:, :heads], by_head[:, heads:value_from]), strict=True):
+            if norm is not None:
+                part.copy_(_rms_norm(part, norm))
+        _rotate(by_head[:, :value_from], *self._tables.of(*position_embeddings))
+        query, key, value = by_head[:, :heads], by_head[:, heads:value_from], by_head[:, value_from:]
+        out, _ = paged_attention(
+            self._attention,
+            query.transpose(0, 1)[None],
+            key.transpose(0, 1)[None],
+            value.transpose(0, 1)[None],
+            None,
+            scaling=self._attention.scaling,
+            sliding_window=getattr(self._attention, "sliding_window", None),
+            **kwargs,
+        )
+        return out.reshape(tokens, heads * dim)
+
+    def _gated(self, h: torch.Tensor) -> torch.Tensor:
+        """silu(gate h) * up h: (T, intermediate)."""
+        if self._gate.adapted or self._up.adapted:
+            gated: torch.Tensor = F.silu(self._gate(h)).mul_(self._up(h))
+        else:
+            gated = self._up.linear.times(h, self._gate.linear.silu(h))
+        return gated
+
+
+def _rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> None:
+    """rope in place. x: (T, heads, D); cos, signed_sin: (T, 1, D)."""
+    tokens, heads, dim = x.shape
+    swapped = x.view(tokens, heads, 2, dim // 2).flip(2).view(tokens, heads, dim)
+    x.mul_(cos).addcmul_(swapped, signed_sin)
