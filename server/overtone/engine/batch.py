@@ -38,9 +38,7 @@ def pack_tokens(plan: StepPlan, device: torch.device) -> PackedTokens:
     )
 
 
-def place_tokens(
-    plan: StepPlan, cache: torch.Tensor, page_tokens: int, windows: tuple[int | None, ...]
-) -> PagedBatch:
+def place_tokens(plan: StepPlan, cache: torch.Tensor, page_tokens: int, windows: tuple[int | None, ...]) -> PagedBatch:
     """Where the step's tokens read and write the cache (layers, 2, slots, kv_heads, head_dim); windows: one a layer."""
     offsets = torch.arange(page_tokens, device=cache.device)
     decodes = [chunk.sequence for chunk in plan.decodes]

@@ -61,7 +61,7 @@ def layout_of(model: nn.Module, layers: int) -> AttentionLayout:
         raise UnsupportedModel(f"{kind} does not run with another attention: {error}", field="architectures") from error
     if sorted(note.index for note in notes) != list(range(layers)):
         raise UnsupportedModel(
-            f"{kind} has {layers} layers, which called attention {len(notes)} times: other kinds of layers are not supported",
+            f"{kind} has {layers} layers, which called attention {len(notes)} times: other layers are not supported",
             field="architectures",
         )
     _check_alike(notes)

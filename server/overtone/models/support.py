@@ -39,7 +39,9 @@ def check_supported(config: Any) -> None:
     for name in ("layer_types", "layers_block_type"):
         others = set(getattr(text, name, None) or ()) - _LAYER_TYPES - {"attention"}
         if others:
-            raise UnsupportedModel(f"layers of type {', '.join(sorted(map(str, others)))} are not supported", field=name)
+            raise UnsupportedModel(
+                f"layers of type {', '.join(sorted(map(str, others)))} are not supported", field=name
+            )
     unknown = _rope_kinds(text) - _STATIC_ROPE - {_SWITCHING_ROPE}
     if unknown:
         names = ", ".join(sorted(unknown))
