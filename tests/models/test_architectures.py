@@ -30,8 +30,8 @@ from support.reference import MergedReference
 from support.requests import make_request
 from support.tiny import tiny_model, tiny_tokenizer
 
-# Five at once, prompts in chunks of at most seven tokens, most longer than the window.
-CONFIG = EngineConfig(max_batch=5, max_step_tokens=7, max_context_tokens=64, page_tokens=4, cache_pages=60)
+# Five at once, prompts in chunks of at most twelve tokens, most longer than the window.
+CONFIG = EngineConfig(max_batch=5, max_step_tokens=12, max_context_tokens=64, page_tokens=4, cache_pages=60)
 PROMPTS = (1, 19, 6, 27, 3, 11, 7)
 NEW_TOKENS = 8
 TOLERANCE = 1e-4

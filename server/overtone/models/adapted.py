@@ -89,10 +89,10 @@ def _scale(embedding: nn.Embedding) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _only_scales(embedding: nn.Module) -> bool:
-    """Whether it is a token embedding that does no more to its rows than to scale them by one number."""
-    if not isinstance(embedding, nn.Embedding) or type(embedding) is nn.Embedding:
-        return isinstance(embedding, nn.Embedding) and embedding.max_norm is None
+def _only_scales(embedding: nn.Embedding) -> bool:
+    """Whether it does no more to its rows than to scale them by one number."""
+    if type(embedding) is nn.Embedding:
+        return embedding.max_norm is None
     scale: torch.Tensor | float | None = getattr(embedding, "embed_scale", None)
     if not isinstance(scale, float | int | torch.Tensor) or (isinstance(scale, torch.Tensor) and scale.numel() != 1):
         return False
@@ -115,7 +115,7 @@ def adaptable_embeddings(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {
         name: (module.embedding_dim, module.num_embeddings)
         for name, module in model.named_modules()
-        if module is tokens and _only_scales(module)
+        if module is tokens and isinstance(module, nn.Embedding) and _only_scales(module)
     }
 
 
