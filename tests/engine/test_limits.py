@@ -71,7 +71,7 @@ def test_a_long_neighbour_does_not_multiply_what_is_read(lengths: list[int]) -> 
         sequence.pages, sequence.computed = list(range(first, first + pages)), length - 1
         first += pages
         chunks.append(Chunk(sequence, 1))
-    placed = place_tokens(StepPlan(tuple(chunks), (), (), 0), torch.zeros(1, 2, first * page, 1, 1), page)
+    placed = place_tokens(StepPlan(tuple(chunks), (), (), 0), torch.zeros(1, 2, first * page, 1, 1), page, (None,))
     assert sum(group.slots.numel() for group in placed.decodes) <= 2 * sum(max(n, page) for n in lengths)
     rows = torch.cat([group.rows for group in placed.decodes])
     assert sorted(rows.tolist()) == list(range(len(lengths)))

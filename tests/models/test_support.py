@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from overtone.errors import ConfigError, UnsupportedModel
 from overtone.models.base import load_base_model, prepare
-from overtone.models.support import check_supported
+from overtone.models.support import check_supported, context_tokens
+from support.architectures import OWN_ATTENTION, tiny_architecture
 from support.tiny import KINDS, tiny_base, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -26,46 +30,52 @@ def test_supported(kind: str) -> None:
     check_supported(tiny_config(kind))
 
 
-def test_sliding_window() -> None:
-    assert refused(tiny_config("mistral", sliding_window=16)) == "sliding_window"
-    assert refused(tiny_config("phi3", sliding_window=16)) == "sliding_window"
-
-
-def test_sliding_window_in_some_layers() -> None:
-    config = tiny_config("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1)
-    assert "sliding_attention" in config.layer_types
-    assert refused(config) == "layer_types"
-
-
 def test_unused_sliding_window_is_fine() -> None:
     """Qwen2 checkpoints carry a window that they do not use."""
-    check_supported(tiny_config("qwen2", use_sliding_window=False, sliding_window=16))
-
-
-def test_softcap() -> None:
-    config = tiny_config("gemma2", layer_types=["full_attention"] * 2, sliding_window=None, head_dim=16)
-    assert config.attn_logit_softcapping
-    assert refused(config) == "attn_logit_softcapping"
-    config.attn_logit_softcapping = None
-    check_supported(config)
+    base = tiny_base("qwen2", make=partial(tiny_model, use_sliding_window=False, sliding_window=16))
+    assert base.windows == (None, None)
 
 
 @pytest.mark.parametrize(
-    "rope",
+    ("kind", "changes", "field", "words"),
     [
-        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
-        {
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "short_factor": [1.0] * 12,
-            "long_factor": [2.0] * 12,
-            "original_max_position_embeddings": 128,
-        },
+        ("llama4_text", {}, "layer_types", "chunked_attention"),
+        ("mamba", {}, "layer_types", "linear_attention"),
+        ("qwen3_next", {}, "layer_types", "linear_attention"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "layer_types", "conv"),
+        ("deepseek_v3", {}, "kv_lora_rank", "latent"),
+        ("gemma3n_text", {"num_hidden_layers": 20, "num_kv_shared_layers": 5}, "num_kv_shared_layers", "share"),
+        ("falcon", {"alibi": True}, "alibi", "ALiBi"),
     ],
-    ids=lambda rope: rope["rope_type"],
 )
-def test_rope_that_depends_on_the_batch(rope: dict[str, Any]) -> None:
-    assert refused(tiny_config(rope_parameters=rope)) == "rope_type"
+def test_other_kinds_of_attention(kind: str, changes: dict[str, Any], field: str, words: str) -> None:
+    config = tiny_config(kind, **changes)
+    assert refused(config) == field
+    with pytest.raises(UnsupportedModel, match=words):
+        check_supported(config)
+
+
+def test_rope_that_depends_on_the_batch() -> None:
+    assert (
+        refused(tiny_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})) == "rope_type"
+    )
+
+
+def test_longrope_is_served_within_its_original_context() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 12, "long_factor": [2.0] * 12}
+    config = tiny_config(rope_parameters={**rope, "original_max_position_embeddings": 128})
+    check_supported(config)
+    assert (context_tokens(config), context_tokens(tiny_config())) == (128, 512)
+    for key in ("rope_parameters", "rope_scaling"):
+        unsaid = SimpleNamespace(num_hidden_layers=2, max_position_embeddings=512, **{key: rope})
+        unsaid.get_text_config = lambda unsaid=unsaid: unsaid
+        assert refused(unsaid) == "original_max_position_embeddings"
+
+
+def test_context_of_unknown_length() -> None:
+    config = SimpleNamespace(num_hidden_layers=2)
+    config.get_text_config = lambda: config
+    assert refused(config) == "max_position_embeddings"
 
 
 def test_encoder_decoder() -> None:
@@ -78,28 +88,46 @@ def test_own_code() -> None:
     assert refused(config) == "auto_map"
 
 
-@pytest.mark.parametrize(
-    ("kind", "field"), [("bloom", "architectures"), ("falcon", "architectures"), ("bert", "is_causal")]
-)
-def test_attention_of_its_own(kind: str, field: str) -> None:
-    """These would let each request see its neighbours in the batch, or its future: silently."""
+@pytest.mark.parametrize("name", OWN_ATTENTION)
+def test_attention_of_its_own(name: str) -> None:
+    """These would let each request see its neighbours in the batch, or would see half of an attention: silently."""
     with pytest.raises(UnsupportedModel) as caught:
-        tiny_base(kind)
-    assert caught.value.field == field
+        prepare(tiny_architecture(name), tiny_tokenizer(), name)
+    assert caught.value.field == "architectures"
 
 
-def test_the_probe_finds_what_the_configuration_does_not_show() -> None:
-    """This one follows the interface, yet would answer wrongly: its attention is two softmaxes, of which we see one."""
+def test_attention_that_looks_ahead() -> None:
     with pytest.raises(UnsupportedModel) as caught:
-        tiny_base("diffllama")
+        tiny_base("bert")
+    assert caught.value.field == "is_causal"
+
+
+def test_layers_that_differ() -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        tiny_base("gemma4_text", make=partial(tiny_model, num_key_value_heads=2, head_dim=24))
+    assert caught.value.field == "head_dim"
+
+
+def test_the_probe_finds_what_nothing_else_shows() -> None:
+    """A layer that remembers the last call answers rightly alone and wrongly in a batch."""
+    model = tiny_model()
+    calls: list[torch.Tensor] = []
+
+    def leak(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        calls.append(output[:, -1:].clone())
+        return output + (0.1 * calls[-2] if len(calls) > 1 else 0)
+
+    model.model.layers[0].mlp.register_forward_hook(leak)
+    with pytest.raises(UnsupportedModel, match="differently in a packed batch") as caught:
+        prepare(model, tiny_tokenizer(), "leaky")
     assert caught.value.field == "architectures"
 
 
 def test_loading_refuses_before_weights_are_read(tmp_path: Any) -> None:
-    tiny_config("mistral", sliding_window=16).save_pretrained(tmp_path)
+    tiny_config("llama4_text").save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel) as caught:
         load_base_model(str(tmp_path), cache=tmp_path)
-    assert caught.value.field == "sliding_window"
+    assert caught.value.field == "layer_types"
 
 
 def test_slow_tokenizer() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from support.oracle import dcft_delta, dense_delta, pica_deltas
 from support.peft_folders import peft_deltas
@@ -26,8 +27,9 @@ def deltas_in(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     one = dcft_delta if family == "DCFT" else dense_delta
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            delta = one(folder, name, tuple(module.weight.shape))
+        if isinstance(module, nn.Linear | Conv1D):
+            turned = isinstance(module, Conv1D)
+            delta = one(folder, name, tuple((module.weight.T if turned else module.weight).shape))
             if delta is not None:
-                found[name] = torch.as_tensor(delta)
+                found[name] = torch.as_tensor(delta.T if turned else delta)
     return found

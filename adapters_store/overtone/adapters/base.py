@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +26,8 @@ class BaseDescription:
 
     modules: name as in `model.named_modules()` -> (p, q) = (out_features, in_features) of every linear layer;
     embeddings: name -> (p, q) = (embedding_dim, num_embeddings) of every token embedding, which is a linear layer whose
-    inputs are one-hot; weight: name of either -> its weight (p, q), floating point, not to be written to.
+    inputs are one-hot; weight: name of either -> its weight (p, q), floating point, not to be written to; conv1d: which of
+    the modules the checkpoint has turned round, as GPT-2's Conv1D.
     """
 
     name: str
@@ -33,6 +35,7 @@ class BaseDescription:
     modules: Mapping[str, tuple[int, int]]
     embeddings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     weight: Callable[[str], torch.Tensor] = _no_weights
+    conv1d: AbstractSet[str] = frozenset()
 
     def shape(self, module: str) -> tuple[int, int]:
         """(p, q) of a linear layer. Raises `BaseModelMismatch` with the nearest names if the base has none so called."""

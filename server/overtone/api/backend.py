@@ -175,7 +175,7 @@ class Backend:
 
 
 def describe(base: BaseModel) -> BaseDescription:
-    return BaseDescription(base.name, base.fingerprint, base.modules, base.embeddings, base.weight)
+    return BaseDescription(base.name, base.fingerprint, base.modules, base.embeddings, base.weight, base.conv1d)
 
 
 def touching_every_module(base: BaseModel) -> Mapping[str, ResidentDelta]:

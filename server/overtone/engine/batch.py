@@ -38,8 +38,8 @@ def pack_tokens(plan: StepPlan, device: torch.device) -> PackedTokens:
     )
 
 
-def place_tokens(plan: StepPlan, cache: torch.Tensor, page_tokens: int) -> PagedBatch:
-    """Where the step's tokens read and write the cache (layers, 2, slots, kv_heads, head_dim)."""
+def place_tokens(plan: StepPlan, cache: torch.Tensor, page_tokens: int, windows: tuple[int | None, ...]) -> PagedBatch:
+    """Where the step's tokens read and write the cache (layers, 2, slots, kv_heads, head_dim); windows: one a layer."""
     offsets = torch.arange(page_tokens, device=cache.device)
     decodes = [chunk.sequence for chunk in plan.decodes]
     writes = []
@@ -55,7 +55,7 @@ def place_tokens(plan: StepPlan, cache: torch.Tensor, page_tokens: int) -> Paged
         chunks.append(PromptChunk(start, start + chunk.length, chunk.sequence.computed, slots))
         writes.append(slots[chunk.sequence.computed :])
         start += chunk.length
-    return PagedBatch(cache, torch.cat(writes), _decode_groups(decodes, offsets, page_tokens), tuple(chunks))
+    return PagedBatch(cache, torch.cat(writes), _decode_groups(decodes, offsets, page_tokens), tuple(chunks), windows)
 
 
 def _decode_groups(decodes: list[Sequence], offsets: torch.Tensor, page_tokens: int) -> tuple[DecodeGroup, ...]:

@@ -37,7 +37,7 @@ class ModelRunner:
                 position_ids=tokens.position_ids,
                 use_cache=False,
                 logits_to_keep=tokens.logit_rows,
-                paged=place_tokens(plan, self._cache, self._page_tokens),
+                paged=place_tokens(plan, self._cache, self._page_tokens, self._base.windows),
             )
         finally:
             slot.step = slot.head = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from overtone.models.adapter_step import AdapterStep
@@ -84,13 +85,17 @@ class AdaptedLinear(nn.Module):
 
 
 class AdaptedEmbedding(nn.Module):
-    """A token embedding, which is a linear layer on one-hot inputs, and adapted like one."""
+    """A token embedding, which is a linear layer on one-hot inputs, and adapted like one.
+
+    Gemma's multiplies its rows by a number, embed_scale: y = (W + delta_W) one_hot(id) * embed_scale, as PEFT has it.
+    """
 
     def __init__(self, name: str, base: nn.Embedding, slot: StepSlot) -> None:
         super().__init__()
         self.name = name
         self.base = base
         self._slot = slot
+        self._scaled = hasattr(base, "embed_scale")
 
     @property
     def weight(self) -> torch.Tensor:
@@ -98,9 +103,34 @@ class AdaptedEmbedding(nn.Module):
         return self.base.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.base(ids)
         step = self._slot.step
-        return y if step is None else step.add(self.name, ids, y)
+        if step is None:
+            plain: torch.Tensor = self.base(ids)
+            return plain
+        y = step.add(self.name, ids, _rows(self.base, ids))
+        return y * _scale(self.base) if self._scaled else y
+
+
+def _rows(embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    """The weight's rows, not scaled."""
+    return F.embedding(ids, embedding.weight)
+
+
+def _scale(embedding: nn.Embedding) -> torch.Tensor:
+    """embed_scale, a number or a tensor of one, in the weight's dtype."""
+    return torch.as_tensor(embedding.embed_scale, dtype=embedding.weight.dtype, device=embedding.weight.device)
+
+
+@torch.inference_mode()
+def _only_scales(embedding: nn.Embedding) -> bool:
+    """Whether it does no more to its rows than to scale them by one number."""
+    if type(embedding) is nn.Embedding:
+        return embedding.max_norm is None
+    scale: torch.Tensor | float | None = getattr(embedding, "embed_scale", None)
+    if not isinstance(scale, float | int | torch.Tensor) or (isinstance(scale, torch.Tensor) and scale.numel() != 1):
+        return False
+    ids = torch.arange(min(8, embedding.num_embeddings), device=embedding.weight.device)
+    return torch.equal(embedding(ids), _rows(embedding, ids) * _scale(embedding))
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -118,7 +148,7 @@ def adaptable_embeddings(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {
         name: (module.embedding_dim, module.num_embeddings)
         for name, module in model.named_modules()
-        if module is tokens and type(module) is nn.Embedding
+        if module is tokens and isinstance(module, nn.Embedding) and _only_scales(module)
     }
 
 

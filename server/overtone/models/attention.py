@@ -6,36 +6,48 @@ prompts. A token's keys and values go to a slot of the cache: slot = page * page
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from overtone.errors import UnsupportedModel
+from overtone.models.attend import Softmax, attend
 
 ATTENTION_NAME = "overtone_paged"
-
-_UNSUPPORTED_ARGUMENTS = {
-    "sliding_window": "sliding-window attention",
-    "softcap": "soft-capped attention logits",
-    "s_aux": "attention sinks",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class PromptChunk:
     """Packed tokens [start, stop) are consecutive tokens of one prompt; `past` of its tokens are in the cache already.
 
-    slots: (past + stop - start,) int64, the cache slots of the prompt up to and including this chunk.
+    slots: (past + stop - start,) int64, the cache slots of the prompt up to and including this chunk; window: how many
+    tokens, itself included, a token sees, None: all.
     """
 
     start: int
     stop: int
     past: int
     slots: torch.Tensor
+    window: int | None = None
+
+    def within(self, window: int) -> Self:
+        """The chunk without the past that none of its tokens sees."""
+        if len(self.slots) <= window:
+            return self
+        past = min(self.past, window - 1)
+        return replace(self, past=past, slots=self.slots[self.past - past :], window=window)
+
+    def mask(self) -> torch.Tensor | None:
+        """(n, past + n) bool, which keys its tokens see; None if the chunk is causal and no more."""
+        if not self.past and self.window is None:
+            return None
+        tokens = self.stop - self.start
+        mask = torch.ones(tokens, self.past + tokens, dtype=torch.bool, device=self.slots.device).tril(self.past)
+        return mask if self.window is None else mask.triu(self.past - self.window + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +62,45 @@ class DecodeGroup:
     slots: torch.Tensor
     mask: torch.Tensor
 
+    def within(self, window: int) -> Self:
+        """The group with the last `window` tokens of each sequence alone."""
+        if self.slots.shape[1] <= window:
+            return self
+        lengths = self.mask[:, 0, 0].sum(1, keepdim=True)
+        index = (lengths - window).clamp(min=0) + torch.arange(window, device=lengths.device)
+        return replace(self, slots=self.slots.gather(1, index), mask=(index < lengths)[:, None, None])
+
+
+Parts = tuple[tuple[DecodeGroup, ...], tuple[PromptChunk, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class PagedBatch:
     """Where the step's tokens live in the cache.
 
-    cache: (layers, 2, slots, kv_heads, head_dim), keys then values; write_slots: (T,) int64.
+    cache: (layers, 2, slots, kv_heads, head_dim), keys then values; write_slots: (T,) int64; windows: one a layer, how many
+    tokens (itself included) a token sees there, None: all.
+
+    The cache keeps all tokens of a sequence in every layer, also those outside a layer's window: pages hold all layers.
     """
 
     cache: torch.Tensor
     write_slots: torch.Tensor
     decodes: tuple[DecodeGroup, ...]
     chunks: tuple[PromptChunk, ...]
+    windows: Sequence[int | None]
+    _seen: dict[int | None, Parts] = field(default_factory=dict)
+
+    def seen(self, layer: int) -> Parts:
+        """The decodes and chunks with what `layer` sees of them; made once a step for layers of one window."""
+        window = self.windows[layer]
+        if window not in self._seen:
+            decodes, chunks = self.decodes, self.chunks
+            if window is not None:
+                decodes = tuple(group.within(window) for group in decodes)
+                chunks = tuple(chunk.within(window) for chunk in chunks)
+            self._seen[window] = decodes, chunks
+        return self._seen[window]
 
 
 def paged_attention(
@@ -72,63 +111,59 @@ def paged_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     paged: PagedBatch | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(q K^T * scaling) V over each token's own sequence.
+    """softmax(cap tanh(q K^T * scaling / cap)) V over what each token sees of its own sequence (see `Softmax`).
 
     query: (1, heads, T, D); key, value: (1, kv_heads, T, D); returns (1, T, heads, D). Writes key and value to the cache
     first. Padding slots hold zeros (never stale values, which might be NaN), so that masked weights of 0 stay 0.
     """
     assert paged is not None, "the model did not pass our keyword on to its attention"
-    for name, what in _UNSUPPORTED_ARGUMENTS.items():
-        if kwargs.get(name) is not None:
-            raise UnsupportedModel(f"the model uses {what} ({name}={kwargs[name]}), which is not supported", field=name)
+    softmax = Softmax(scaling, softcap, s_aux)
     layer_index: Any = module.layer_idx
     layer = paged.cache[layer_index]
     keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [T, Hkv, D]
     layer[0].index_copy_(0, paged.write_slots, keys)
     layer[1].index_copy_(0, paged.write_slots, values)
     out = torch.empty(query.shape[2], query.shape[1], values.shape[-1], dtype=query.dtype, device=query.device)
-    for group in paged.decodes:
-        out[group.rows] = _decode(query[0].index_select(1, group.rows).transpose(0, 1), layer, group, scaling)
-    for chunk in paged.chunks:
-        out[chunk.start : chunk.stop] = _prefill(query[:, :, chunk.start : chunk.stop], layer, chunk, scaling)
+    decodes, chunks = paged.seen(layer_index)
+    for group in decodes:
+        out[group.rows] = _decode(query[0].index_select(1, group.rows).transpose(0, 1), layer, group, softmax)
+    for chunk in chunks:
+        out[chunk.start : chunk.stop] = _prefill(query[:, :, chunk.start : chunk.stop], layer, chunk, softmax)
     return out[None], None
 
 
-def _decode(query: torch.Tensor, layer: torch.Tensor, group: DecodeGroup, scaling: float | None) -> torch.Tensor:
+def _decode(query: torch.Tensor, layer: torch.Tensor, group: DecodeGroup, softmax: Softmax) -> torch.Tensor:
     """One query token per sequence. query: (B, heads, D); returns (B, heads, D)."""
     batch, length = group.slots.shape
     kv_heads = layer.shape[2]
     index = group.slots.reshape(-1)
     keys = layer[0].index_select(0, index).view(batch, length, kv_heads, -1).transpose(1, 2)
     values = layer[1].index_select(0, index).view(batch, length, kv_heads, -1).transpose(1, 2)
-    # The query heads that share a key head become rows of one product: keys are never repeated.
-    grouped = query.reshape(batch, kv_heads, query.shape[1] // kv_heads, -1)
-    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask, scale=scaling)
-    return out.reshape(batch, query.shape[1], -1)
+    return attend(query[:, :, None], keys, values, group.mask, softmax)[:, :, 0]
 
 
-def _prefill(query: torch.Tensor, layer: torch.Tensor, chunk: PromptChunk, scaling: float | None) -> torch.Tensor:
+def _prefill(query: torch.Tensor, layer: torch.Tensor, chunk: PromptChunk, softmax: Softmax) -> torch.Tensor:
     """A chunk of one prompt against its past and itself. query: (1, heads, n, D); returns (n, heads, D)."""
     keys = layer[0].index_select(0, chunk.slots).transpose(0, 1)[None]
     values = layer[1].index_select(0, chunk.slots).transpose(0, 1)[None]
-    tokens = chunk.stop - chunk.start
-    mask = None
-    if chunk.past:
-        mask = torch.ones(tokens, chunk.past + tokens, dtype=torch.bool, device=query.device).tril(chunk.past)
-    out = F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-    )
-    return out[0].transpose(0, 1)
+    return attend(query, keys, values, chunk.mask(), softmax)[0].transpose(0, 1)
 
 
 def install(model: nn.Module) -> None:
     """Makes `model`, a transformers model, compute attention by `paged_attention`."""
-    AttentionInterface.register(ATTENTION_NAME, paged_attention)
-    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    use(model, ATTENTION_NAME, paged_attention)
+
+
+def use(model: nn.Module, name: str, function: Callable[..., tuple[torch.Tensor, None]]) -> None:
+    """Makes `model` compute attention by `function`. Raises `UnsupportedModel` if it does not follow the interface."""
+    AttentionInterface.register(name, function)
+    model.set_attn_implementation(name)  # type: ignore[operator]
     # transformers only logs a warning if the model's attention is its own, and each request would see its neighbours.
-    if any(m.config._attn_implementation != ATTENTION_NAME for m in model.modules() if isinstance(m, PreTrainedModel)):
+    if any(m.config._attn_implementation != name for m in model.modules() if isinstance(m, PreTrainedModel)):
         raise UnsupportedModel(
             f"{type(model).__name__} does not follow transformers' attention interface", field="architectures"
         )

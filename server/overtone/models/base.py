@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from overtone.errors import ConfigError, UnsupportedModel
+from overtone.errors import ConfigError
 from overtone.kernels import FrameBank
-from overtone.models import attention, gguf, probe
+from overtone.models import attention, conv1d, gguf, layout, probe
 from overtone.models.adapted import StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
 from overtone.models.fused_layer import fuse_layers
-from overtone.models.support import check_supported
+from overtone.models.support import check_supported, context_tokens
 from overtone.models.tokenizer import TextCodec
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,9 @@ _FINGERPRINT_SAMPLES = 64
 class BaseModel:
     """A transformers causal language model with paged attention and adapted layers in place.
 
-    modules: name -> (p, q) of the linear layers; embeddings: name -> (p, q) = (embedding_dim, num_embeddings).
+    modules: name -> (p, q) of the linear layers; embeddings: name -> (p, q) = (embedding_dim, num_embeddings); conv1d: which
+    of the modules the checkpoint has as Conv1D (GPT-2); windows: one a layer, how many tokens (itself included) a token
+    attends to there, None: all before it.
     """
 
     name: str
@@ -48,9 +51,14 @@ class BaseModel:
     eos_token_ids: frozenset[int]
     vocab_size: int
     max_context_tokens: int
-    num_layers: int
+    windows: tuple[int | None, ...]
     num_kv_heads: int
     head_dim: int
+    conv1d: AbstractSet[str] = frozenset()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.windows)
 
     @property
     def architecture(self) -> str:
@@ -124,15 +132,16 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
     check_supported(config)
     text = config.get_text_config()
     model.eval().requires_grad_(False)
+    fingerprint = fingerprint_of(model)  # of the checkpoint, before anything is turned round
+    conv1d_names = conv1d.linearise(model)
     modules, embeddings = adaptable_modules(model), adaptable_embeddings(model)
-    fingerprint = fingerprint_of(model)
+    attends = layout.layout_of(model, text.num_hidden_layers)
     expected = probe.own_logits(model, text.vocab_size)
     slot = StepSlot()
     attention.install(model)
     wrap_layers(model, [*modules, *embeddings], slot)
     fuse_layers(model, slot)
-    layers, kv_heads, head_dim = cache_shape = _cache_shape(text)
-    probe.check_paged(model, expected, text.vocab_size, cache_shape)
+    probe.check_paged(model, expected, text.vocab_size, attends)
     codec = TextCodec(tokenizer)
     parameter = next(model.parameters())
     return BaseModel(
@@ -148,27 +157,12 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
         dtype=parameter.dtype,
         eos_token_ids=_eos_ids(model, codec),
         vocab_size=text.vocab_size,
-        max_context_tokens=_context_tokens(text),
-        num_layers=layers,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        max_context_tokens=context_tokens(config),
+        windows=attends.windows,
+        num_kv_heads=attends.kv_heads,
+        head_dim=attends.head_dim,
+        conv1d=conv1d_names,
     )
-
-
-def _cache_shape(text: Any) -> tuple[int, int, int]:
-    """Layers, key-value heads, head dimension."""
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    return text.num_hidden_layers, kv_heads, getattr(text, "head_dim", None) or text.hidden_size // heads
-
-
-def _context_tokens(text: Any) -> int:
-    length = getattr(text, "max_position_embeddings", None)
-    if not length:
-        raise UnsupportedModel(
-            "the configuration does not say how long a context may be", field="max_position_embeddings"
-        )
-    return int(length)
 
 
 def _eos_ids(model: Any, codec: TextCodec) -> frozenset[int]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from overtone.errors import UnsupportedModel
 from overtone.models.attention import DecodeGroup, PagedBatch, PromptChunk
+from overtone.models.layout import AttentionLayout
 
 _LENGTHS = (11, 7)
 _FIRST_SLOTS = (16, 32)  # slots 0 to 15 stay zero
@@ -27,22 +28,26 @@ def _sequences(vocab_size: int, device: torch.device) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def own_logits(model: Any, vocab_size: int) -> list[torch.Tensor]:
-    """Logits (n, vocabulary) of each probe sequence alone, by the model as transformers made it."""
+    """Logits (n, vocabulary) of each probe sequence alone, by the attention that the model's own file defines.
+
+    Leaves `model` with that attention: install another.
+    """
+    model.set_attn_implementation("eager")
     device = next(model.parameters()).device
     return [model(input_ids=ids[None], use_cache=False).logits[0] for ids in _sequences(vocab_size, device)]
 
 
 @torch.inference_mode()
-def check_paged(model: Any, expected: list[torch.Tensor], vocab_size: int, cache_shape: tuple[int, int, int]) -> None:
-    """Raises `UnsupportedModel` unless packed steps give `expected`. cache_shape: (layers, kv_heads, head_dim)."""
+def check_paged(model: Any, expected: list[torch.Tensor], vocab_size: int, attends: AttentionLayout) -> None:
+    """Raises `UnsupportedModel` unless packed steps give `expected`."""
     parameter = next(model.parameters())
-    layers, heads, dim = cache_shape
-    cache = torch.zeros(layers, 2, _SLOTS, heads, dim, dtype=parameter.dtype, device=parameter.device)
+    shape = (attends.layers, 2, _SLOTS, attends.kv_heads, attends.head_dim)
+    cache = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     # Each step: (sequence, first token, end); a step's decode comes first.
     steps = [[(0, 0, 6), (1, 0, 6)], [(1, 6, 7), (0, 6, 10)], [(0, 10, 11)]]
     for step in steps:
         try:
-            logits = _run(model, _sequences(vocab_size, parameter.device), step, cache)
+            logits = _run(model, _sequences(vocab_size, parameter.device), step, cache, attends.windows)
         except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UnsupportedModel(
                 f"{type(model).__name__} cannot run on a paged cache: {error}", field="architectures"
@@ -56,7 +61,11 @@ def check_paged(model: Any, expected: list[torch.Tensor], vocab_size: int, cache
 
 
 def _run(
-    model: nn.Module, ids: list[torch.Tensor], step: list[tuple[int, int, int]], cache: torch.Tensor
+    model: nn.Module,
+    ids: list[torch.Tensor],
+    step: list[tuple[int, int, int]],
+    cache: torch.Tensor,
+    windows: tuple[int | None, ...],
 ) -> torch.Tensor:
     """Logits (len(step), vocabulary) at the end of each part."""
     device = cache.device
@@ -81,6 +90,7 @@ def _run(
             write_slots=torch.cat([slots[s][first:end] for s, first, end in step]),
             decodes=tuple(groups),
             chunks=tuple(chunks),
+            windows=windows,
         ),
     )
     logits: torch.Tensor = output.logits[0]

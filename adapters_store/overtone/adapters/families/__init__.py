@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.families.c3a import C3A
-from overtone.adapters.families.config import AdapterConfig, check_config, check_targets, read_config
+from overtone.adapters.families.config import (
+    AdapterConfig,
+    check_config,
+    check_orientation,
+    check_targets,
+    read_config,
+)
 from overtone.adapters.families.dcft import DCFT
 from overtone.adapters.families.fourierft import FOURIERFT
 from overtone.adapters.families.loca import LOCA
@@ -62,6 +68,7 @@ def parse_adapter(files: AdapterFiles, context: ParserContext, *, strict_base: b
     warnings = _check_base(config, base, strict_base)
     tensors = read_safetensors(files.weights, files.layout.weights).tensors
     parsed = family.parse(config, without_base_copies(tensors, base), context)
+    check_orientation(config, frozenset(parsed.deltas), base)
     if family.checks_targets:
         check_targets(config, frozenset(parsed.deltas))
     return ParsedAdapter(

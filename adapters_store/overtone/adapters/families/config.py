@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from overtone.adapters.base import BaseDescription
 from overtone.adapters.files import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterFiles, refuse_pickle
 from overtone.adapters.text import read_json_object, shown
 from overtone.errors import InvalidAdapter, UnsupportedAdapter
@@ -75,7 +76,8 @@ COMMON_KEYS: Mapping[str, Rule] = {
     # The class and package of the model that PEFT had loaded.
     "auto_mapping": ANYTHING,
     "bias": Rule(lambda v: v in (None, "none"), '"none"', UnsupportedAdapter),
-    "fan_in_fan_out": NOT_TRUE,
+    # Of the layers that it may be true for: see `check_orientation`.
+    "fan_in_fan_out": FLAG,
 }
 
 SPECTRUM_KEYS: Mapping[str, Rule] = {
@@ -160,6 +162,23 @@ def check_targets(config: AdapterConfig, modules: frozenset[str]) -> None:
         if stray is not None:
             message = f"{shown(stray)} has tensors but its layer is not in layers_to_transform"
             raise InvalidAdapter(message, field="layers_to_transform")
+
+
+def check_orientation(config: AdapterConfig, modules: frozenset[str], base: BaseDescription) -> None:
+    """Raises `UnsupportedAdapter` if fan_in_fan_out is true and a linear layer that is no Conv1D has tensors.
+
+    PEFT sets it to true itself for a Conv1D and an embedding ignores it, so that false is right for every layer.
+    """
+    if not config.flag("fan_in_fan_out"):
+        return
+    linears = sorted(modules - base.embeddings.keys())
+    stray = next((m for m in linears if m not in base.conv1d), None if linears else "")
+    if stray is not None:
+        what = f"{shown(stray)} is a linear layer" if stray else "none has tensors"
+        raise UnsupportedAdapter(
+            f"fan_in_fan_out is true, which only the Conv1D layers of GPT-2 and its kin can be, but {what}",
+            field="fan_in_fan_out",
+        )
 
 
 def _suffixes(module: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from overtone.adapters.families.coefficients import check_range
-from overtone.adapters.families.config import FLAG, POSITIVE, TEXT, AdapterConfig, Rule
+from overtone.adapters.families.config import FLAG, NOT_TRUE, POSITIVE, TEXT, AdapterConfig, Rule
 from overtone.adapters.families.tensors import Stored, by_module, check_finite
 from overtone.adapters.families.types import Family, ParsedWeights, ParserContext
 from overtone.adapters.text import shown
@@ -70,6 +70,8 @@ SHIRA = Family(
         "mask_type": TEXT,
         "random_seed": Rule(lambda v: v is None or type(v) is int, "a whole number or null"),
         "init_weights": FLAG,
+        # PEFT has no SHiRA for Conv1D, so nobody says which way round its places would be.
+        "fan_in_fan_out": NOT_TRUE,
     },
     parse=_parse,
 )
