@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -160,6 +161,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "lenient": ({"json_schema": {"not": {}, "x-guidance": {"lenient": True}}}, "sampling.guided.json_schema"),
     "nested too deep": ({"json_schema": "[" * 9000 + "]" * 9000}, "sampling.guided.json_schema"),
     "large": ({"json_schema": {"const": "x" * 70000}}, "sampling.guided.json_schema"),
+    "no object": ({"json_schema": "true"}, "sampling.guided.json_schema"),
     "regex": ({"regex": "(a"}, "sampling.guided.regex"),
     "nested regex": ({"regex": "(" * 30000 + "a" + ")" * 30000}, "sampling.guided.regex"),
     "nested grammar": ({"grammar": "start: " + "(" * 30000 + '"a"' + ")" * 30000}, "sampling.guided.grammar"),
@@ -168,6 +170,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "empty choice": ({"choice": ["a", ""]}, "sampling.guided.choice"),
     "ignore_eos": ({"regex": "a", "ignore_eos": True}, "stopping.ignore_eos"),
 }
+
+
+def test_long_chains_of_rules_do_not_end_the_server(demo_server: ThreadServer) -> None:
+    """Compiled by recursion: on an ordinary stack each of these is a crash of the process."""
+    names = ["start", *("".join(letters) for letters in itertools.product("abcdefghijklmnopqrst", repeat=3))][:6000]
+    rules = [f"{name}:{then}" for name, then in itertools.pairwise(names)]
+    definitions: dict[str, Any] = {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(1500)}
+    schema = {"$ref": "#/$defs/0", "$defs": {**definitions, "1500": {}}}
+    with demo_server.client() as client:
+        assert client.generate("Say", grammar="\n".join([*rules, f'{names[-1]}:"yes"'])).text == "yes"
+        assert client.generate("Say", json_schema=json.dumps(schema, separators=(",", ":")), max_new_tokens=3).text
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -39,7 +39,7 @@ class GenerateOptions(TypedDict, total=False):
     frequency_penalty: float | None
     logit_bias: Mapping[int, float] | None
     """Token id -> what is added to its logit."""
-    json_schema: str | Mapping[str, Any] | bool | None
+    json_schema: str | Mapping[str, Any] | None
     """The output is JSON that this schema accepts. At most one of this and the next four."""
     json_object: bool | None
     regex: str | None

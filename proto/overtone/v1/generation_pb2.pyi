@@ -416,7 +416,7 @@ class Guided(_message.Message):
     JSON_OBJECT_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """JSON that a JSON schema accepts, in one line. The schema is JSON text: an object, true or false. Keywords that the
+    """JSON that a JSON schema accepts, in one line. The schema is the text of a JSON object. Keywords that the
     server cannot enforce are refused.
     """
     regex: _builtins.str

@@ -145,9 +145,10 @@ def _check_schema(text: str, field: str) -> None:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{field} is not JSON: {error}", field=field) from error
-    if not isinstance(schema, dict | bool):
-        raise InvalidRequest(f"{field} must be an object, true or false", field=field)
-    level, depth = [schema], 0
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"{field} must be a JSON object", field=field)
+    level: list[object] = [schema]
+    depth = 0
     while level:
         depth += 1
         if depth > MAX_GUIDE_DEPTH:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -31,6 +32,15 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 """Work of a compilation and of a mask, each some tens of milliseconds at most, and the memory of one guide."""
+
+
+_STACK_BYTES = 512 << 20
+"""llguidance compiles by recursion, some kilobytes for every rule or reference that leads to another, and an overflow would
+end the process. Thousands fit into the largest guide that is accepted; only what is used of the stack takes memory."""
+
+_starting = threading.Lock()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ class GrammarCompiler:
                 self._guides.move_to_end(spec)
                 return guide
             tokenizer = self._tokenizer = self._tokenizer or self._load()
-        guide = GrammarGuide(_compiled(spec, tokenizer))
+        guide = GrammarGuide(_with_deep_stack(lambda: _compiled(spec, tokenizer)))
         with self._lock:
             self._guides[spec] = guide
             while len(self._guides) > _CACHED:
@@ -101,6 +111,25 @@ class GrammarCompiler:
         if not self._eos:
             raise InvalidRequest("guided decoding needs a model with an end-of-sequence token", field="sampling.guided")
         return LLTokenizer(self._json, n_vocab=self._vocabulary, eos_token=sorted(self._eos))
+
+
+def _with_deep_stack(work: Callable[[], T]) -> T:
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=run, name="overtone-guide", daemon=True)
+    with _starting:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    return result.result()
 
 
 def _compiled(spec: GuideSpec, tokenizer: LLTokenizer) -> LLMatcher:
