@@ -98,6 +98,22 @@ def test_wrong_settings_end_in_one_line(started: list[ServerConfig], tmp_path: P
     assert not started
 
 
+def test_generate_with_sampling_options(server: FakeServer, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    arguments = ["--json-schema", f"@{schema}", "--logit-bias", "5=-1.5", "--logit-bias", "6=2", "-n", "2"]
+    result = run("generate", "Say", *arguments, "--stop-token-id", "3", "--min-new-tokens", "1", "--prompt-logprobs")
+    assert result.exit_code == 0, result.output
+    (request,) = server.requests
+    assert request.sampling.guided.json_schema == '{"type": "object"}'
+    assert dict(request.sampling.logit_bias) == {5: -1.5, 6: 2.0}
+    assert (request.n, list(request.stopping.stop_token_ids), request.stopping.min_new_tokens) == (2, [3], 1)
+    assert request.response.prompt_logprobs
+    assert run("generate", "Say", "--logit-bias", "x=1").exit_code == 2
+    assert run("generate", "Say", "--grammar", "@/nowhere").exit_code == 2
+    assert run("generate", "Say", "-n", "2", "--stream").exit_code == 2
+
+
 def test_generate(server: FakeServer) -> None:
     assert run("generate", "Say", "--adapter", "mine", "--stop", "!", "--top-k", "3").stdout == "Hi\n"
     assert run("generate", "-", "--no-stream", "--chat", input="Hello").stdout == "Hi\n"

@@ -38,13 +38,22 @@ EVERYTHING: GenerateOptions = {
     "top_k": 40,
     "top_p": 0.75,
     "min_p": 0.25,
+    "typical_p": 0.875,
     "repetition_penalty": 1.5,
+    "presence_penalty": -0.5,
+    "frequency_penalty": 0.25,
+    "logit_bias": {9: -2.0},
+    "regex": "[a-z]+",
     "seed": 7,
+    "n": 3,
     "stop": ("!", "?"),
+    "stop_token_ids": [2, 9],
+    "min_new_tokens": 4,
     "include_stop": True,
     "ignore_eos": True,
     "logprobs": True,
     "top_n": 3,
+    "prompt_logprobs": True,
     "echo_prompt": True,
     "request_id": "r-1",
     "timeout": 20.0,
@@ -52,10 +61,25 @@ EVERYTHING: GenerateOptions = {
 EXPECTED = pb.GenerateRequest(
     text="Say",
     adapter="mine@0123456789ab",
-    sampling=pb.SamplingParameters(temperature=0.5, top_k=40, top_p=0.75, min_p=0.25, repetition_penalty=1.5, seed=7),
-    stopping=pb.StoppingCriteria(max_new_tokens=32, stop=["!", "?"], include_stop=True, ignore_eos=True),
-    response=pb.ResponseOptions(logprobs=True, top_n=3, echo_prompt=True),
+    sampling=pb.SamplingParameters(
+        temperature=0.5,
+        top_k=40,
+        top_p=0.75,
+        min_p=0.25,
+        typical_p=0.875,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        logit_bias={9: -2.0},
+        guided=pb.Guided(regex="[a-z]+"),
+        seed=7,
+    ),
+    stopping=pb.StoppingCriteria(
+        max_new_tokens=32, stop=["!", "?"], include_stop=True, ignore_eos=True, stop_token_ids=[2, 9], min_new_tokens=4
+    ),
+    response=pb.ResponseOptions(logprobs=True, top_n=3, echo_prompt=True, prompt_logprobs=True),
     request_id="r-1",
+    n=3,
 )
 
 
@@ -77,9 +101,10 @@ def test_every_field_arrives(ask: Driver, server: FakeServer, method: str) -> No
 
 
 def test_the_expected_request_forgets_no_field() -> None:
-    options = GenerateOptions.__optional_keys__ - {"timeout", "messages", "token_ids", "adapters"}
+    others = {"json_schema", "json_object", "choice", "grammar"}  # guides beside the one that is set
+    options = GenerateOptions.__optional_keys__ - {"timeout", "messages", "token_ids", "adapters"} - others
     assert options == EVERYTHING.keys() - {"timeout"}
-    inside = {"sampling", "stopping", "response", "text"}
+    inside = {"sampling", "stopping", "response", "text", "guided"}
     assert fields_of(EXPECTED) - inside == options
 
 
@@ -93,6 +118,19 @@ def test_other_prompts_and_defaults(ask: Driver, server: FakeServer) -> None:
     assert [(m.role, m.content) for m in chat.chat.messages] == [("user", "Hi")]
     assert list(chat.stopping.stop) == ["one"]
     assert empty.WhichOneof("prompt") == "text"
+
+
+def test_guides(ask: Driver, server: FakeServer) -> None:
+    guides = [{"json_schema": {"type": "object"}}, {"json_schema": "{}"}, {"json_object": True}, {"choice": ["a", "b"]}]
+    for guide in [*guides, {"grammar": 'start: "a"'}]:
+        ask(lambda client, guide=guide: client.generate("Say", **guide))
+    assert [request.sampling.guided for request in server.requests] == [
+        pb.Guided(json_schema='{"type": "object"}'),
+        pb.Guided(json_schema="{}"),
+        pb.Guided(json_object=True),
+        pb.Guided(choice=pb.Choice(choices=["a", "b"])),
+        pb.Guided(grammar='start: "a"'),
+    ]
 
 
 def test_several_adapters_and_folders(ask: Driver, server: FakeServer, tmp_path: Path) -> None:
@@ -123,6 +161,8 @@ def test_several_adapters_and_folders(ask: Driver, server: FakeServer, tmp_path:
         ("a", {"max_new_tokens": 0}, ValueError),
         ("a", {"adapter": "x", "adapters": {"y": 1.0}}, TypeError),
         ("a", {"temperatur": 1.0}, TypeError),
+        ("a", {"regex": "a", "grammar": "b"}, TypeError),
+        ("a", {"choice": "ab"}, TypeError),
     ],
 )
 @pytest.mark.parametrize("method", ["generate", "stream"])

@@ -1,25 +1,52 @@
-"""The sampler against brute force, row by row; what one row gets never depends on the others."""
+"""The sampler against a slow one (support.sampling_oracle); what one row gets never depends on the others."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.engine.sampler import filtered_probabilities, penalised, sample
+from overtone.engine.filters import FilterParams, filtered_probabilities
+from overtone.engine.guides import Mask
+from overtone.engine.sampler import row_maxima, sample
 from overtone.engine.sequence import Sequence
 from overtone.engine.types import SamplingParams
+from overtone.engine.uniforms import uniforms
+from overtone.errors import BadSamplingParameter, EngineError
 from support.requests import make_sequence
+from support.sampling_oracle import changed, intervals, probabilities, uniform
 
 VOCAB = 24
 
 
-def random_logits(rows: int, seed: int = 0) -> torch.Tensor:
-    return 3 * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+class FixedGuide:
+    """Allows the same tokens always."""
+
+    def __init__(self, allowed: set[int], fails: bool = False) -> None:
+        self._allowed, self._fails = allowed, fails
+
+    def matcher(self) -> FixedGuide:
+        return self
+
+    def follow(self, output_ids: Iterable[int]) -> bool:
+        return True
+
+    def fill(self, row: Mask) -> bool:
+        bits = np.array([token in self._allowed for token in range(32 * len(row))])
+        row[:] = np.packbits(bits, bitorder="little").view(np.int32)
+        return not self._fails
+
+
+def random_logits(rows: int, seed: int = 0, vocabulary: int = VOCAB) -> torch.Tensor:
+    return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
 def tokens(logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
@@ -27,31 +54,12 @@ def tokens(logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
 
 
 def draw(logits: torch.Tensor, sequence: Sequence, count: int) -> list[int]:
-    """`count` tokens for one sequence from the same logits; its output is left empty."""
-    drawn = [sample(logits[None], [sequence])[0].token_id for _ in range(count)]
-    assert None not in drawn
-    return [token for token in drawn if token is not None]
-
-
-def brute_force(logits: list[float], params: SamplingParams) -> list[float]:
-    """The filters by the definitions in generation.proto, in plain Python; not renormalised."""
-    largest = max(logits)
-    weights = [math.exp((value - largest) / params.temperature) for value in logits]
-    by_rank = sorted(range(len(logits)), key=lambda i: -logits[i])
-    if params.top_k:
-        weights = [w if i in by_rank[: params.top_k] else 0.0 for i, w in enumerate(weights)]
-    total = math.fsum(weights)
-    weights = [w / total for w in weights]
-    if params.top_p < 1.0:
-        # The smallest set of likeliest tokens that reaches top_p.
-        kept, mass = set(), 0.0
-        for i in by_rank:
-            if mass >= params.top_p:
-                break
-            kept.add(i)
-            mass += weights[i]
-        weights = [w if i in kept else 0.0 for i, w in enumerate(weights)]
-    return [w if w >= params.min_p * max(weights) else 0.0 for w in weights]
+    """`count` tokens for one sequence from the same logits, which its output grows by."""
+    for _ in range(count):
+        token = sample(logits[None], [sequence])[0].token_id
+        assert token is not None
+        sequence.output_ids.append(token)
+    return sequence.output_ids
 
 
 def test_greedy() -> None:
@@ -60,21 +68,144 @@ def test_greedy() -> None:
     assert chosen == [max(range(VOCAB), key=row.__getitem__) for row in logits.tolist()]
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
-@given(
-    values=st.lists(st.integers(-400, 400), min_size=2, max_size=VOCAB, unique=True),
-    temperature=st.sampled_from([0.3, 1.0, 1.7]),
-    top_k=st.integers(0, VOCAB + 2),
-    top_p=st.sampled_from([0.05, 0.31, 0.77, 0.951, 1.0]),
-    min_p=st.sampled_from([0.0, 0.021, 0.37, 1.0]),
+SAMPLING = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.3, 1.0, 1.7]),
+        "top_k": st.integers(0, VOCAB + 2),
+        "top_p": st.sampled_from([0.05, 0.31, 0.77, 0.951, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.021, 0.37, 1.0]),
+        "typical_p": st.sampled_from([0.1, 0.53, 0.9, 1.0]),
+        "repetition_penalty": st.sampled_from([0.5, 1.0, 1.3, 4.0]),
+        "presence_penalty": st.sampled_from([-1.1, 0.0, 0.7]),
+        "frequency_penalty": st.sampled_from([-0.3, 0.0, 1.9]),
+        "logit_bias": st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, -1.5, 2.25]), max_size=4).map(
+            lambda bias: tuple(sorted(bias.items()))
+        ),
+        "seed": st.integers(0, 2**63 - 1),
+        "prompt_ids": st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4),
+        "min_new_tokens": st.integers(0, 6),
+        "stop_token_ids": st.sampled_from([(), (5,), (1, 7)]),
+        "allowed": st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=VOCAB),
+        "output": st.lists(st.integers(0, VOCAB - 1), max_size=6),
+    }
 )
-def test_filters(values: list[int], temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    logits = [value / 100 for value in values]
-    params = SamplingParams(temperature, top_k, top_p, min_p)
-    got = filtered_probabilities(torch.tensor(logits), params)
-    torch.testing.assert_close(
-        got.double(), torch.tensor(brute_force(logits, params), dtype=torch.float64), rtol=1e-4, atol=1e-6
+EOS = frozenset({2})
+
+
+def mixed_sequence(options: dict[str, Any]) -> Sequence:
+    options = dict(options)
+    output, allowed = options.pop("output"), options.pop("allowed")
+    guide = None if allowed is None else FixedGuide(allowed)
+    sequence = make_sequence(max_new_tokens=20, guide=guide, **options)
+    sequence.output_ids += output
+    return sequence
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(rows=st.lists(SAMPLING, min_size=1, max_size=6), seed=st.integers(0, 10**6))
+def test_mixed_rows_against_the_slow_sampler(rows: list[dict[str, Any]], seed: int) -> None:
+    logits = random_logits(len(rows), seed)
+    before = logits.clone()
+    got = sample(logits, [mixed_sequence(row) for row in rows], EOS)
+    assert torch.equal(logits, before)
+    for row, choice, values in zip(rows, got, logits.tolist(), strict=True):
+        sequence = mixed_sequence(row)
+        token = choice.token_id
+        assert token is not None
+        expected = changed(values, sequence, EOS, row["allowed"])
+        if row["temperature"] == 0:
+            assert expected[token] >= max(expected) - 1e-4
+            continue
+        low, high = intervals(probabilities(expected, sequence.request.sampling))[token]
+        number = uniform(row["seed"], len(row["output"]))
+        # float32 may decide a borderline token of a filter otherwise: then the choice lies beside the interval.
+        assert low - 1e-4 <= number <= high + 1e-4 or borderline(expected, sequence.request.sampling)
+
+
+def borderline(logits: list[float], params: SamplingParams) -> bool:
+    """Whether a change of the parameters by rounding errors changes which tokens the filters keep."""
+    kept = set()
+    for shift in (-1e-5, 1e-5):
+        top_p, typical = (p if p == 1.0 else p + shift for p in (params.top_p, params.typical_p))
+        moved = replace(params, top_p=top_p, typical_p=typical, min_p=max(0.0, min(1.0, params.min_p * (1 + shift))))
+        kept.add(tuple(w > 0 for w in probabilities(logits, moved)))
+    return len(kept) > 1
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(rows=st.lists(SAMPLING, min_size=2, max_size=6), seed=st.integers(0, 10**6), wide=st.booleans())
+def test_a_row_alone_is_the_row_in_any_batch(rows: list[dict[str, Any]], seed: int, wide: bool) -> None:
+    """Token and log-probabilities, bit for bit; `wide`: a vocabulary beyond the first try of the filters."""
+    logits = random_logits(len(rows), seed, 1501 if wide else VOCAB)
+    for row in rows if wide else ():
+        row["allowed"] = None
+    together = sample(logits, [mixed_sequence(row | {"top_n": 1 + i}) for i, row in enumerate(rows)], EOS)
+    for i, row in enumerate(rows):
+        (alone,) = sample(logits[i : i + 1], [mixed_sequence(row | {"top_n": 1 + i})], EOS)
+        assert alone == together[i]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(
+    rows=st.lists(SAMPLING, min_size=1, max_size=4), seed=st.integers(0, 10**6), scale=st.sampled_from([0.01, 1.0, 5.0])
+)
+def test_filters_of_a_wide_vocabulary(rows: list[dict[str, Any]], seed: int, scale: float) -> None:
+    """Flat distributions need more than the first try, also beside rows that do not."""
+    names = ("top_p", "min_p", "typical_p")
+    params = [
+        SamplingParams(temperature=row["temperature"] or 0.7, top_k=row["top_k"] * 53, **{n: row[n] for n in names})
+        for row in rows
+    ]
+    logits = scale * random_logits(len(rows), seed, 1300)
+    got = filtered_probabilities(logits, FilterParams.of(params, logits.device)).double()
+    for own, one, values in zip(got, params, logits.tolist(), strict=True):
+        expected = torch.tensor(probabilities(values, one), dtype=torch.float64)
+        if not borderline(values, one):
+            torch.testing.assert_close(own / own.sum(), expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [24, 1024, 1500, 4096])
+def test_row_maxima_are_argmax_with_the_lowest_index_of_ties(dtype: torch.dtype, vocabulary: int) -> None:
+    logits = random_logits(40, 3, vocabulary).round().to(dtype)  # many ties
+    best, index = row_maxima(logits)
+    rows = logits.float().tolist()
+    assert index.tolist() == [row.index(max(row)) for row in rows]
+    assert best.tolist() == [max(row) for row in rows]
+    logits[7, -1], logits[9, 3] = math.nan, math.inf
+    assert (~row_maxima(logits)[0].isfinite()).nonzero()[:, 0].tolist() == [7, 9]
+
+
+def test_uniforms_are_splitmix_and_uniform() -> None:
+    seeds = [0, 1, 2**31, 2**63 - 1, 2**64 - 1]
+    pairs = [(seed, index) for seed in seeds for index in (0, 1, 77)]
+    assert uniforms(*zip(*pairs, strict=True)).tolist() == [uniform(*pair) for pair in pairs]  # type: ignore[arg-type]
+    cells = Counter((uniforms(range(2000), [5] * 2000) * 20).astype(int).tolist())
+    assert sum((cells[i] - 100) ** 2 / 100 for i in range(20)) < 19 + 7 * math.sqrt(38)
+
+
+def test_everything_masked_is_an_error_of_its_own() -> None:
+    logits = random_logits(3)
+    logits[1, [3, 4]] = -math.inf
+    sequences = [make_sequence(), make_sequence(guide=FixedGuide({3, 4}), temperature=1.0), make_sequence(seed=1)]
+    first, second, third = sample(logits, sequences)
+    assert isinstance(second.error, BadSamplingParameter)
+    assert first.error is None
+    assert third.error is None
+
+
+def test_a_guide_that_gives_up_fails_alone() -> None:
+    sequences = [make_sequence(guide=FixedGuide({3}, fails=True)), make_sequence(guide=FixedGuide({5}))]
+    failed, other = sample(random_logits(2), sequences)
+    assert isinstance(failed.error, EngineError)
+    assert other.token_id == 5
+
+
+def test_the_smallest_repetition_penalty_does_not_overflow() -> None:
+    (choice,) = sample(
+        random_logits(1), [make_sequence(repetition_penalty=1e-40, temperature=1.0, prompt_ids=range(VOCAB))]
     )
+    assert choice.token_id is not None
 
 
 @pytest.mark.parametrize(
@@ -85,20 +216,6 @@ def test_the_tightest_filter_is_greedy(options: dict[str, float]) -> None:
     sampling = {"temperature": 1.0, **options}
     sequences = [make_sequence(seed=i, **sampling) for i in range(6)]
     assert tokens(logits, sequences) == logits.argmax(-1).tolist()
-
-
-@pytest.mark.parametrize("penalty", [0.5, 1.3, 4.0])
-def test_repetition_penalty(penalty: float) -> None:
-    logits = random_logits(1, seed=3)[0]
-    sequence = make_sequence(prompt_ids=(3, 3, 5), repetition_penalty=penalty)
-    sequence.output_ids += [7, 3]
-    before = logits.clone()
-    expected = logits.tolist()
-    for token in {3, 5, 7}:
-        expected[token] = expected[token] / penalty if expected[token] > 0 else expected[token] * penalty
-    torch.testing.assert_close(penalised(logits, sequence), torch.tensor(expected))
-    assert torch.equal(logits, before)
-    assert tokens(logits[None], [sequence]) == [max(range(VOCAB), key=expected.__getitem__)]
 
 
 def test_repetition_penalty_changes_the_greedy_choice() -> None:
@@ -121,6 +238,8 @@ def test_seed_alone_decides() -> None:
             logits = random_logits(crowd + 1, seed=i)
             logits[row] = step
             chosen.append(tokens(logits, sequences)[row])
+            for sequence in sequences:
+                sequence.output_ids.append(0)
         return [token for token in chosen if token is not None]
 
     alone = generate(0, 0)
@@ -144,13 +263,18 @@ def test_any_64_bit_seed(seed: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 1.0}, {"temperature": 2.0, "top_k": 6}, {"temperature": 0.8, "top_p": 0.8, "min_p": 0.02}],
-    ids=["plain", "top_k", "top_p and min_p"],
+    [
+        {"temperature": 1.0},
+        {"temperature": 2.0, "top_k": 6},
+        {"temperature": 0.8, "top_p": 0.8, "min_p": 0.02},
+        {"temperature": 1.2, "typical_p": 0.7},
+    ],
+    ids=["plain", "top_k", "top_p and min_p", "typical"],
 )
 def test_distribution(options: dict[str, float]) -> None:
     """Pearson's chi-square over 3000 draws stays below what chance exceeds once in 10^6; fixed seed."""
     logits, count = random_logits(1, seed=5)[0], 3000
-    weights = brute_force(logits.tolist(), SamplingParams(**options))  # type: ignore[arg-type]
+    weights = probabilities(logits.tolist(), SamplingParams(**options))  # type: ignore[arg-type]
     expected = [count * w / math.fsum(weights) for w in weights]
     seen = Counter(draw(logits, make_sequence(seed=11, **options), count))
     assert all(expected[token] > 0 for token in seen)

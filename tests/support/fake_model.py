@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from overtone.engine.config import EngineConfig
+from overtone.engine.logprobs import prompt_rows
 from overtone.engine.scheduler import StepPlan
 
 VOCAB = 32
@@ -55,6 +56,10 @@ class FakeModel:
         rows = [
             self._answer(chunk.sequence.pages, chunk.sequence.num_tokens) for chunk in plan.chunks if chunk.completes
         ]
+        for chunk in plan.prefills:
+            rows += [
+                self._answer(chunk.sequence.pages, chunk.sequence.computed + row + 1) for row in prompt_rows(chunk)
+            ]
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
     def _answer(self, pages: Sequence[int], length: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overtone.engine.detokenizer import Detokenizer
+from overtone.engine.guides import Guide
 from overtone.engine.sequence import Sequence as EngineSequence
 from overtone.engine.types import Request, SamplingParams, StoppingParams
 
@@ -23,19 +24,25 @@ def make_request(
     adapter: Mapping[str, Any] | None = None,
     logprobs: bool = False,
     top_n: int = 0,
+    stop_token_ids: tuple[int, ...] = (),
+    min_new_tokens: int = 0,
+    prompt_logprobs: bool = False,
+    guide: Guide | None = None,
     **sampling: Any,
 ) -> Request:
     return Request(
         request_id=request_id,
         prompt_ids=tuple(prompt_ids),
         sampling=SamplingParams(**sampling),
-        stopping=StoppingParams(max_new_tokens, stop, ignore_eos, include_stop),
+        stopping=StoppingParams(max_new_tokens, stop, ignore_eos, include_stop, stop_token_ids, min_new_tokens),
         arrival_time=time.monotonic(),
         deadline=deadline,
         adapter=adapter,
         adapter_key="" if adapter is None else f"key-{id(adapter)}",
         logprobs=logprobs,
         top_n=top_n,
+        prompt_logprobs=prompt_logprobs,
+        guide=guide,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -32,22 +33,44 @@ class GenerateOptions(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    typical_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    """Token id -> what is added to its logit."""
+    json_schema: str | Mapping[str, Any] | None
+    """The output is JSON that this schema accepts. At most one of this and the next four."""
+    json_object: bool | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
+    """In llguidance's dialect of Lark."""
     seed: int | None
+    n: int | None
+    """Completions of the prompt, with the seeds seed, seed + 1, ..."""
     stop: Sequence[str]
     """Generation ends before the first of these."""
+    stop_token_ids: Sequence[int]
+    min_new_tokens: int
     include_stop: bool
     ignore_eos: bool
     logprobs: bool
     top_n: int
     """With each token also the n likeliest alternatives; implies logprobs."""
+    prompt_logprobs: bool
+    """Return `prompt.tokens`, with the log-probability of every token of the prompt but the first."""
     echo_prompt: bool
     request_id: str | None
     timeout: float | None
     """Seconds until DeadlineExceeded, instead of the client's; None: no limit."""
 
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logit_bias", "seed",
+)  # fmt: skip
+_GUIDES = ("json_schema", "json_object", "regex", "choice", "grammar")
 
 
 def generate_request(prompt: str | None, options: GenerateOptions) -> generation_pb2.GenerateRequest:
@@ -58,14 +81,18 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> generation
     given: Mapping[str, Any] = {name: value for name, value in options.items() if value is not None}
     _exactly_one(prompt=prompt, token_ids=given.get("token_ids"), messages=given.get("messages"))
     request = generation_pb2.GenerateRequest(
-        sampling=generation_pb2.SamplingParameters(**{name: given[name] for name in _SAMPLING if name in given}),
+        sampling=generation_pb2.SamplingParameters(
+            **{name: given[name] for name in _SAMPLING if name in given}, guided=_guided(given)
+        ),
         stopping=_stopping(given),
         response=generation_pb2.ResponseOptions(
             logprobs=given.get("logprobs", False),
             top_n=given.get("top_n", 0),
             echo_prompt=given.get("echo_prompt", False),
+            prompt_logprobs=given.get("prompt_logprobs", False),
         ),
         request_id=given.get("request_id", ""),
+        n=given.get("n"),
     )
     _name_adapters(request, given.get("adapter"), given.get("adapters"))
     if prompt is not None:
@@ -75,6 +102,22 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> generation
     else:
         request.token_ids.CopyFrom(generation_pb2.TokenIds(ids=given["token_ids"]))
     return request
+
+
+def _guided(given: Mapping[str, Any]) -> generation_pb2.Guided | None:
+    names = [name for name in _GUIDES if name in given]
+    if not names:
+        return None
+    if len(names) > 1:
+        raise TypeError(f"give {names[0]} or {names[1]}, not both")
+    (name,), value = names, given[names[0]]
+    if name == "json_schema" and not isinstance(value, str):
+        value = json.dumps(value)
+    if name == "choice":
+        if isinstance(value, str):
+            raise TypeError("choice must be a list of texts, not a str")
+        value = generation_pb2.Choice(choices=value)
+    return generation_pb2.Guided(**{name: value})
 
 
 def _name_adapters(
@@ -150,6 +193,8 @@ def _stopping(given: Mapping[str, Any]) -> generation_pb2.StoppingCriteria:
         stop=[stop] if isinstance(stop, str) else stop,
         ignore_eos=given.get("ignore_eos", False),
         include_stop=given.get("include_stop", False),
+        stop_token_ids=given.get("stop_token_ids", ()),
+        min_new_tokens=given.get("min_new_tokens", 0),
     )
 
 

@@ -30,7 +30,19 @@ def completion(message: generation_pb2.GenerateResponse) -> types.Completion:
         token_ids=list(message.token_ids),
         tokens=_tokens(message.tokens),
         prompt=_prompt(message),
+        others=[_another(each) for each in message.others],
         **vars(ended),
+    )
+
+
+def _another(message: generation_pb2.Completion) -> types.Completion:
+    return types.Completion(
+        text=message.text,
+        token_ids=list(message.token_ids),
+        tokens=_tokens(message.tokens),
+        prompt=None,
+        others=[],
+        **vars(outcome(message.outcome)),
     )
 
 
@@ -41,6 +53,7 @@ def chunk(message: generation_pb2.StreamGenerateResponse) -> types.Chunk:
         tokens=_tokens(message.tokens),
         prompt=_prompt(message),
         completion=outcome(message.outcome) if message.HasField("outcome") else None,
+        index=message.index,
     )
 
 
@@ -56,6 +69,7 @@ def outcome(message: generation_pb2.Outcome) -> types.Outcome:
         request_id=message.request_id,
         seed=message.seed,
         adapters=[types.AdapterUse(each.adapter, each.digest, each.weight) for each in message.adapters],
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
     )
 
 
@@ -116,7 +130,7 @@ def _prompt(
 ) -> types.Prompt | None:
     if not message.HasField("prompt"):
         return None
-    return types.Prompt(message.prompt.text, list(message.prompt.token_ids))
+    return types.Prompt(message.prompt.text, list(message.prompt.token_ids), _tokens(message.prompt.tokens))
 
 
 def _seconds(duration: Duration) -> float:

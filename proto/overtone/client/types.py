@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
@@ -32,10 +32,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompt as the model saw it."""
+    """The prompt as the model saw it: `text` and `token_ids` if echo_prompt asked for them, `tokens`, those behind the
+    first with their log-probabilities, if prompt_logprobs did."""
 
     text: str
     token_ids: list[int]
+    tokens: list[Token] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class AdapterUse:
 @dataclass(frozen=True)
 class Outcome:
     """How a completion ended. `adapter` and `adapter_digest` are empty for the base model and for several adapters;
-    `adapters` are all that served it, in the order of their digests; `seed` is 0 if greedy."""
+    `adapters` are all that served it, in the order of their digests; `seed` is 0 if greedy; `stop_token_id` is set if a stop
+    token ended it."""
 
     finish_reason: FinishReason
     stop: str
@@ -90,18 +93,23 @@ class Outcome:
     request_id: str
     seed: int
     adapters: list[AdapterUse]
+    stop_token_id: int | None
 
 
 @dataclass(frozen=True)
 class Completion(Outcome, Generated):
-    """A whole completion and how it ended."""
+    """A whole completion and how it ended. others: the further ones if more than one was asked for."""
+
+    others: list[Completion]
 
 
 @dataclass(frozen=True)
 class Chunk(Generated):
-    """What is new since the chunk before. `prompt` is set at most in the first, `completion` only in the last."""
+    """What is new since the chunk before of the same completion, whose number is `index`. `prompt` is set at most in the
+    first of completion 0, `completion` only in the last of each."""
 
     completion: Outcome | None
+    index: int
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ class GenerationServiceServicer(object):
 
     def StreamGenerate(self, request, context):
         """Generates a completion and streams it. Every message carries what is new since the message before; tokens that
-        became ready while the previous message was being written arrive together. The last message has `outcome` set.
+        became ready while the previous message was being written arrive together. The last message of each completion has
+        `outcome` set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class GenerationServiceStub:
     """Generates a completion and returns it whole."""
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.StreamGenerateResponse]
     """Generates a completion and streams it. Every message carries what is new since the message before; tokens that
-    became ready while the previous message was being written arrive together. The last message has `outcome` set.
+    became ready while the previous message was being written arrive together. The last message of each completion has
+    `outcome` set.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
     """Turns a prompt into the token ids that the model would see."""
@@ -49,7 +50,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Generates a completion and returns it whole."""
     StreamGenerate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """Generates a completion and streams it. Every message carries what is new since the message before; tokens that
-    became ready while the previous message was being written arrive together. The last message has `outcome` set.
+    became ready while the previous message was being written arrive together. The last message of each completion has
+    `outcome` set.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Turns a prompt into the token ids that the model would see."""
@@ -72,7 +74,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.StreamGenerateResponse], _abc.AsyncIterator[_generation_pb2.StreamGenerateResponse]]:
         """Generates a completion and streams it. Every message carries what is new since the message before; tokens that
-        became ready while the previous message was being written arrive together. The last message has `outcome` set.
+        became ready while the previous message was being written arrive together. The last message of each completion has
+        `outcome` set.
         """
 
     @_abc_1.abstractmethod

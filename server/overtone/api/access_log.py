@@ -33,7 +33,7 @@ class Entry:
 
     def started(self, running: Running) -> None:
         digests = ",".join(share.digest for share in running.shares)
-        self.fields |= {"digest": digests, "prompt_tokens": len(running.request.prompt_ids)}
+        self.fields |= {"digest": digests, "prompt_tokens": len(running.requests[0].prompt_ids)}
 
     def events(self, events: list[Event]) -> None:
         self.fields["output_tokens"] = self.fields.get("output_tokens", 0) + sum(len(e.token_ids) for e in events)

@@ -18,10 +18,13 @@ from overtone.adapters.store import AdapterStore, Lease, StoreConfig, Upload, Wa
 from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft, PromptSource
 from overtone.api.metrics import Metrics
+from overtone.api.sampling_params import seed_of
 from overtone.api.sessions import Session, SessionTable
 from overtone.api.threads import run_abandonable
 from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
+from overtone.engine.grammars import GrammarCompiler, GuideSpec
+from overtone.engine.guides import Guide
 from overtone.engine.runner import ModelRunner
 from overtone.engine.types import Request, SamplingParams, StoppingParams
 from overtone.errors import EngineStarting, InvalidRequest, PromptTooLong
@@ -30,12 +33,15 @@ from overtone.models.base import BaseModel
 
 T = TypeVar("T")
 
+GUIDE_LIMIT_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A generation under way, as its handler sees it. `request.request_id` is the engine's own, unique name for it."""
+    """The generations of a call under way, as its handler sees them: one request for each completion, in their order, each
+    with the engine's own, unique `request_id`."""
 
-    request: Request
+    requests: tuple[Request, ...]
     session: Session
     shares: tuple[Share, ...]
 
@@ -62,6 +68,8 @@ class Backend:
         self._store_threads = ThreadPoolExecutor(4, "overtone-store")
         # One thread: a tokenizer must not encode in two at once.
         self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer")
+        self._guide_threads = ThreadPoolExecutor(2, "overtone-guides")
+        self._grammars = GrammarCompiler(base.codec.serialized(), base.vocab_size, base.eos_token_ids)
         self._sessions = SessionTable(loop, metrics, self._lease_threads)
         runner = ModelRunner(base, self.engine_config)
         self.engine = Engine(
@@ -106,6 +114,7 @@ class Backend:
         arrival = time.monotonic()
         ids = await self.tokenize(draft.prompt)
         stopping = self._check_prompt(ids, draft)
+        guide = await self._compile(draft.guide) if draft.guide else None
         lease = await self._acquire(draft.adapters) if draft.adapters else None
         request = Request(
             request_id=engine_id,
@@ -118,9 +127,21 @@ class Backend:
             adapter_key=lease.adapter.digest if lease else "",
             logprobs=draft.logprobs,
             top_n=draft.top_n,
+            prompt_logprobs=draft.prompt_logprobs,
+            guide=guide,
         )
-        session = self._sessions.submit(self.engine, request, lease)
-        return Running(request, session, lease.shares if lease else ())
+        requests = (request, *(_another(request, index) for index in range(1, draft.n)))
+        session = self._sessions.submit(self.engine, requests, lease)
+        return Running(requests, session, lease.shares if lease else ())
+
+    async def _compile(self, spec: GuideSpec) -> Guide:
+        """On threads of its own: a guide that takes long delays other guides only."""
+        compiling = asyncio.get_running_loop().run_in_executor(self._guide_threads, self._grammars.compile, spec)
+        try:
+            return await asyncio.wait_for(compiling, GUIDE_LIMIT_S)
+        except TimeoutError:
+            field = f"sampling.guided.{spec.kind}"
+            raise InvalidRequest(f"{field} was not compiled within {GUIDE_LIMIT_S:g} s", field=field) from None
 
     async def _acquire(self, wanted: Sequence[Wanted]) -> Lease:
         """Adapters that came with a request are parsed on threads of their own: stored ones never wait for them."""
@@ -135,11 +156,9 @@ class Backend:
             stopping = replace(stopping, max_new_tokens=min(stopping.max_new_tokens, limit - len(ids)))
         if not ids:
             raise InvalidRequest("the prompt is empty: it has no tokens", field="prompt")
-        bad = next((token for token in ids if token >= self.base.vocab_size), None)
-        if bad is not None:
-            raise InvalidRequest(
-                f"token id {bad} is not below the vocabulary's size {self.base.vocab_size}", field="token_ids.ids"
-            )
+        self._check_token_ids("token_ids.ids", ids)
+        self._check_token_ids("sampling.logit_bias", [token for token, _ in draft.sampling.logit_bias])
+        self._check_token_ids("stopping.stop_token_ids", stopping.stop_token_ids)
         if len(ids) + stopping.max_new_tokens > limit:
             raise PromptTooLong(
                 f"the prompt's {len(ids)} tokens and max_new_tokens {stopping.max_new_tokens} exceed the context of {limit}",
@@ -147,6 +166,13 @@ class Backend:
                 metadata={"prompt_tokens": str(len(ids)), "max_context_tokens": str(limit)},
             )
         return stopping
+
+    def _check_token_ids(self, field: str, ids: Sequence[int]) -> None:
+        bad = next((token for token in ids if token >= self.base.vocab_size), None)
+        if bad is not None:
+            raise InvalidRequest(
+                f"token id {bad} of {field} is not below the vocabulary's size {self.base.vocab_size}", field=field
+            )
 
     async def warm_up(self) -> None:
         """Short greedy generations without and with an adapter: finds out now, not in a user's request, what cannot run."""
@@ -159,7 +185,7 @@ class Backend:
                 arrival_time=time.monotonic(),
                 adapter=adapter,
             )
-            session = self._sessions.submit(self.engine, request, None)
+            session = self._sessions.submit(self.engine, [request], None)
             finished = False
             while not finished:
                 finished = any(event.last for event in await session.take())
@@ -170,8 +196,15 @@ class Backend:
         self._tokenizer_thread.shutdown()
         self._lease_threads.shutdown()
         self._inline_threads.shutdown()
+        self._guide_threads.shutdown()
         self._store_threads.shutdown()
         self.store.close()
+
+
+def _another(request: Request, index: int) -> Request:
+    """Completion `index` of the same prompt."""
+    sampling = replace(request.sampling, seed=seed_of(request.sampling.seed, index))
+    return replace(request, request_id=f"{request.request_id}-{index}", sampling=sampling, prompt_logprobs=False)
 
 
 def describe(base: BaseModel) -> BaseDescription:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,17 @@ from google.protobuf.duration_pb2 import Duration
 
 from overtone.adapters.lease import Share
 from overtone.adapters.store import Wanted
+from overtone.api import sampling_params
 from overtone.api.shares import wanted_adapters
-from overtone.engine.types import Finish, FinishReason, SamplingParams, StoppingParams, TokenLogprob
+from overtone.engine.grammars import GuideSpec
+from overtone.engine.logprobs import MAX_TOP_N
+from overtone.engine.types import Finish, FinishReason, Request, SamplingParams, StoppingParams, TokenLogprob
 from overtone.errors import BadSamplingParameter, InvalidRequest, PromptTooLong
 from overtone.v1 import generation_pb2 as pb
 
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
-MAX_TOP_N = 20
 MAX_REQUEST_ID_CHARS = 128
 MAX_MESSAGES = 4096
 MAX_ROLE_CHARS = 64
-_MAX_SEED = 2**63
 
 _REASONS = {
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -48,6 +46,9 @@ class Draft:
     logprobs: bool
     top_n: int
     echo_prompt: bool
+    prompt_logprobs: bool
+    n: int
+    guide: GuideSpec | None
     length_defaulted: bool = False  # max_new_tokens is the server's default: to be cut to what the context leaves
 
 
@@ -63,11 +64,14 @@ def draft(request: pb.GenerateRequest, default_max_new_tokens: int, max_tokens: 
         request_id=request_id,
         prompt=prompt(request, max_tokens),
         adapters=wanted_adapters(request, max_inline_bytes),
-        sampling=_sampling(request.sampling),
-        stopping=_stopping(request.stopping, default_max_new_tokens),
+        sampling=sampling_params.sampling(request.sampling),
+        stopping=sampling_params.stopping(request.stopping, default_max_new_tokens),
         logprobs=request.response.logprobs or top_n > 0,
         top_n=top_n,
         echo_prompt=request.response.echo_prompt,
+        prompt_logprobs=request.response.prompt_logprobs,
+        n=sampling_params.completions(request),
+        guide=sampling_params.guided(request),
         length_defaulted=request.stopping.max_new_tokens == 0,
     )
 
@@ -98,46 +102,6 @@ def prompt(request: pb.GenerateRequest | pb.TokenizeRequest, max_tokens: int) ->
     raise InvalidRequest("no prompt: set text, token_ids or chat", field="prompt")
 
 
-def _sampling(params: pb.SamplingParameters) -> SamplingParams:
-    def number(name: str, default: float, ok: Callable[[float], bool], rule: str) -> float:
-        value = getattr(params, name) if params.HasField(name) else default  # type: ignore[arg-type]
-        if not math.isfinite(value) or not ok(value):
-            raise BadSamplingParameter(f"sampling.{name} must be {rule}, not {value:g}", field=f"sampling.{name}")
-        return float(value)
-
-    temperature = number("temperature", 0.0, lambda v: v == 0 or 0.00999 <= v <= 100, "0 (greedy) or from 0.01 to 100")
-    if params.HasField("seed") and params.seed >= _MAX_SEED:
-        raise BadSamplingParameter("sampling.seed must be below 2^63", field="sampling.seed")
-    seed = params.seed if params.HasField("seed") else secrets.randbelow(_MAX_SEED)
-    return SamplingParams(
-        temperature=temperature,
-        top_k=params.top_k,
-        top_p=number("top_p", 1.0, lambda v: 0 < v <= 1, "in (0, 1]"),
-        min_p=number("min_p", 0.0, lambda v: 0 <= v <= 1, "in [0, 1]"),
-        repetition_penalty=number("repetition_penalty", 1.0, lambda v: 0 < v <= 10, "in (0, 10]"),
-        seed=0 if temperature == 0 else seed,
-    )
-
-
-def _stopping(criteria: pb.StoppingCriteria, default_max_new_tokens: int) -> StoppingParams:
-    if len(criteria.stop) > MAX_STOPS:
-        raise InvalidRequest(
-            f"stopping.stop has {len(criteria.stop)} strings, at most {MAX_STOPS}", field="stopping.stop"
-        )
-    for index, stop in enumerate(criteria.stop):
-        if not 1 <= len(stop) <= MAX_STOP_CHARS:
-            raise InvalidRequest(
-                f"a stop string must have 1 to {MAX_STOP_CHARS} characters, not {len(stop)}",
-                field=f"stopping.stop[{index}]",
-            )
-    return StoppingParams(
-        max_new_tokens=criteria.max_new_tokens or default_max_new_tokens,
-        stop=tuple(criteria.stop),
-        ignore_eos=criteria.ignore_eos,
-        include_stop=criteria.include_stop,
-    )
-
-
 def token_infos(
     ids: Sequence[int], logprobs: Sequence[TokenLogprob], token_text: Callable[[int], str]
 ) -> list[pb.TokenInfo]:
@@ -154,12 +118,12 @@ def token_infos(
     ]
 
 
-def outcome(finish: Finish, draft: Draft, prompt_tokens: int, shares: Sequence[Share]) -> pb.Outcome:
+def outcome(finish: Finish, draft: Draft, request: Request, shares: Sequence[Share]) -> pb.Outcome:
     (one,) = shares if len(shares) == 1 else (Share("", ""),)
     return pb.Outcome(
         finish_reason=_REASONS[finish.reason],
         stop=finish.stop,
-        usage=pb.Usage(prompt_tokens=prompt_tokens, completion_tokens=finish.completion_tokens),
+        usage=pb.Usage(prompt_tokens=len(request.prompt_ids), completion_tokens=finish.completion_tokens),
         timings=pb.Timings(
             queue=_duration(finish.queue_s),
             first_token=_duration(finish.first_token_s),
@@ -169,7 +133,8 @@ def outcome(finish: Finish, draft: Draft, prompt_tokens: int, shares: Sequence[S
         adapter_digest=one.digest,
         adapters=[pb.AdapterUse(adapter=s.adapter_id, digest=s.digest, weight=s.weight) for s in shares],
         request_id=draft.request_id,
-        seed=draft.sampling.seed,
+        seed=request.sampling.seed,
+        stop_token_id=finish.stop_token_id,
     )
 
 

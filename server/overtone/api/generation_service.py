@@ -12,8 +12,8 @@ from overtone.api.access_log import AccessLog
 from overtone.api.backend import Backend, BackendSlot, Running
 from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft
+from overtone.api.responses import Parts, WholeResponse
 from overtone.api.status import Context, out_of_time
-from overtone.engine.types import Event
 from overtone.errors import DeadlineExceeded
 from overtone.v1 import generation_pb2 as pb
 from overtone.v1 import generation_pb2_grpc as pb_grpc
@@ -28,18 +28,10 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         self._log = log
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        response = pb.GenerateResponse()
-        text: list[str] = []
+        whole = WholeResponse()
         async for part in self._stream(request, context, "Generate"):
-            text.append(part.text)
-            response.token_ids.extend(part.token_ids)
-            response.tokens.extend(part.tokens)
-            if part.HasField("prompt"):
-                response.prompt.CopyFrom(part.prompt)
-            if part.HasField("outcome"):
-                response.outcome.CopyFrom(part.outcome)
-        response.text = "".join(text)
-        return response
+            whole.add(part)
+        return whole.response()
 
     async def StreamGenerate(
         self, request: pb.GenerateRequest, context: Context
@@ -60,48 +52,28 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             running = await backend.start(draft, uuid.uuid4().hex, context.time_remaining())
             entry.started(running)
             try:
-                first = await self._prompt_echo(draft, running, backend)
-                done = False
-                while not done:
+                parts = Parts(draft, running, backend.base.codec, await self._prompt_echo(draft, running, backend))
+                while parts.open:
                     events = await running.session.take()
-                    done = events[-1].last
-                    part = self._part(events, draft, running, backend)
-                    if first is not None:
-                        part.prompt.CopyFrom(first)
-                        first = None
                     entry.events(events)
-                    yield part
+                    for part in parts.of(events):
+                        yield part
             finally:
                 # Harmless once it has ended; if the client went away it leaves the batch before the next step.
                 error = DeadlineExceeded("the request's deadline passed") if out_of_time(context) else None
-                backend.engine.cancel(running.request.request_id, error)
+                for one in running.requests:
+                    backend.engine.cancel(one.request_id, error)
 
     @staticmethod
     async def _prompt_echo(draft: Draft, running: Running, backend: Backend) -> pb.Prompt | None:
         if not draft.echo_prompt:
             return None
-        ids = running.request.prompt_ids
+        ids = running.requests[0].prompt_ids
         if isinstance(draft.prompt, str):
             text = draft.prompt
         else:
             text = await backend.in_tokenizer(lambda: backend.base.codec.decode(ids, skip_special_tokens=False))
         return pb.Prompt(text=text, token_ids=ids)
-
-    @staticmethod
-    def _part(events: list[Event], draft: Draft, running: Running, backend: Backend) -> pb.StreamGenerateResponse:
-        """All events so far in one message."""
-        ids = [token for event in events for token in event.token_ids]
-        logprobs = [info for event in events for info in event.logprobs]
-        part = pb.StreamGenerateResponse(
-            text="".join(event.text for event in events),
-            token_ids=ids,
-            tokens=convert.token_infos(ids, logprobs, backend.base.codec.token_text),
-        )
-        finish = events[-1].finish
-        if finish is not None:
-            prompt_tokens = len(running.request.prompt_ids)
-            part.outcome.CopyFrom(convert.outcome(finish, draft, prompt_tokens, running.shares))
-        return part
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         backend = self._backend.get()

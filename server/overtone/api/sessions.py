@@ -1,9 +1,10 @@
-"""The asyncio side of the engine: one `Session` per running generation, fed by one cross-thread call per step."""
+"""The asyncio side of the engine: one `Session` per running call, fed by one cross-thread call per step."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from overtone.adapters.store import Lease
@@ -13,12 +14,12 @@ from overtone.engine.types import Event, Request, StepReport
 
 
 class Session:
-    """The events of one generation. A slow reader finds several at once: nothing piles up as messages."""
+    """The events of the generations of one call. A slow reader finds several at once: nothing piles up as messages."""
 
-    def __init__(self, arrival_time: float, lease: Lease | None) -> None:
-        self.arrival_time = arrival_time
+    def __init__(self, requests: Sequence[Request], lease: Lease | None) -> None:
         self.lease = lease
-        self.last_token_time: float | None = None
+        self.open = {request.request_id: request for request in requests}
+        self.last_token_times: dict[str, float] = {}
         self._events: list[Event] = []
         self._ready = asyncio.Event()
 
@@ -27,7 +28,7 @@ class Session:
         self._ready.set()
 
     async def take(self) -> list[Event]:
-        """All events since the last call; waits for the first. Raises the generation's error once the rest is taken."""
+        """All events since the last call; waits for the first. Raises a generation's error once the rest is taken."""
         if not self._events:
             self._ready.clear()
             await self._ready.wait()
@@ -51,15 +52,21 @@ class SessionTable:
         """For the engine's thread."""
         self._loop.call_soon_threadsafe(self._deliver, report)
 
-    def submit(self, engine: Engine, request: Request, lease: Lease | None) -> Session:
-        """Queues a request. The session keeps the adapter pinned until its last event, whoever reads it."""
-        session = self._sessions[request.request_id] = Session(request.arrival_time, lease)
-        try:
-            engine.submit(request)
-        except BaseException:
-            self._close(request.request_id)
-            raise
-        self._metrics.count_prompt(len(request.prompt_ids))
+    def submit(self, engine: Engine, requests: Sequence[Request], lease: Lease | None) -> Session:
+        """Queues the requests of one call, all or none. Their session keeps the adapter pinned until the last event of the
+        last of them, whoever reads it."""
+        session = Session(requests, lease)
+        self._sessions |= dict.fromkeys(session.open, session)
+        for place, request in enumerate(requests):
+            try:
+                engine.submit(request)
+            except BaseException:
+                for queued in requests[:place]:  # each still has its last event
+                    engine.cancel(queued.request_id)
+                for refused in requests[place:]:
+                    self._close(refused.request_id)
+                raise
+        self._metrics.count_prompt(sum(len(request.prompt_ids) for request in requests))
         return session
 
     def _deliver(self, report: StepReport) -> None:
@@ -76,11 +83,12 @@ class SessionTable:
 
     def _measure(self, event: Event, session: Session, now: float) -> None:
         if event.token_ids:
-            if session.last_token_time is None:
-                self._metrics.observe_first_token(now - session.arrival_time)
+            before = session.last_token_times.get(event.request_id)
+            if before is None:
+                self._metrics.observe_first_token(now - session.open[event.request_id].arrival_time)
             else:
-                self._metrics.observe_inter_token(now - session.last_token_time)
-            session.last_token_time = now
+                self._metrics.observe_inter_token(now - before)
+            session.last_token_times[event.request_id] = now
             self._metrics.count_tokens(len(event.token_ids))
         if event.finish:
             self._metrics.observe_finish(event.finish.queue_s, event.finish.total_s)
@@ -90,6 +98,7 @@ class SessionTable:
 
     def _close(self, request_id: str) -> None:
         session = self._sessions.pop(request_id)
-        if session.lease is not None:
+        del session.open[request_id]
+        if session.lease is not None and not session.open:
             # May delete a file: not on the event loop.
             self._executor.submit(session.lease.release)

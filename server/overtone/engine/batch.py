@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from overtone.engine.logprobs import prompt_rows
 from overtone.engine.scheduler import Chunk, StepPlan
 from overtone.engine.sequence import Sequence
 from overtone.models.attention import DecodeGroup, PagedBatch, PromptChunk
@@ -13,8 +14,8 @@ from overtone.models.attention import DecodeGroup, PagedBatch, PromptChunk
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
-    """All tokens of a step in one row: input_ids, position_ids (1, T) int64; logit_rows (S,) int64, the last token of each
-    chunk that completes, in the plan's order."""
+    """All tokens of a step in one row: input_ids, position_ids (1, T) int64; logit_rows (S + P,) int64, the last token of
+    each chunk that completes, in the plan's order, then the prompt tokens whose log-probabilities are asked for."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -25,8 +26,10 @@ def pack_tokens(plan: StepPlan, device: torch.device) -> PackedTokens:
     ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
+    asked: list[int] = []
     for chunk in plan.chunks:
         start, stop = chunk.sequence.computed, chunk.sequence.computed + chunk.length
+        asked += (len(ids) + row for row in prompt_rows(chunk))
         ids += chunk.sequence.token_slice(start, stop)
         positions += range(start, stop)
         if chunk.completes:
@@ -34,7 +37,7 @@ def pack_tokens(plan: StepPlan, device: torch.device) -> PackedTokens:
     return PackedTokens(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([positions], device=device),
-        logit_rows=torch.tensor(rows, dtype=torch.int64, device=device),
+        logit_rows=torch.tensor(rows + asked, dtype=torch.int64, device=device),
     )
 
 

@@ -16,6 +16,7 @@ import torch
 
 from overtone.engine.config import EngineConfig
 from overtone.engine.detokenizer import Detokenizer
+from overtone.engine.logprobs import take_prompt_logprobs
 from overtone.engine.sampler import sample
 from overtone.engine.scheduler import Scheduler, StepPlan
 from overtone.engine.sequence import Sequence
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 _MAX_FAILED_STEPS = 8
 
 Runner = Callable[[StepPlan], torch.Tensor]
-"""A step's plan -> logits (S, vocabulary) float32 of the chunks that complete."""
+"""A step's plan -> logits (S + P, vocabulary): of the S chunks that complete, then of the P prompt tokens that
+`logprobs.prompt_rows` names; any floating dtype."""
 
 
 class Engine:
@@ -53,6 +55,7 @@ class Engine:
         self._on_idle = on_idle
         self._failed_steps = 0
         self._scheduler = Scheduler(config)
+        self._eos = eos_token_ids
         self._builder = EventBuilder(eos_token_ids)
         self._wake = threading.Condition()
         self._submitted: list[Request] = []  # these six under _wake
@@ -207,7 +210,8 @@ class Engine:
     def _postprocess(self, plan: StepPlan, logits: torch.Tensor, events: list[Event]) -> None:
         """Appends to `events` one by one: what ended before a failure stays told."""
         completed = [chunk.sequence for chunk in plan.chunks if chunk.completes]
-        sampled = sample(logits, completed)
+        sampled = sample(logits[: len(completed)], completed, self._eos)
+        take_prompt_logprobs(plan, logits[len(completed) :])
         for chunk in plan.chunks:
             chunk.sequence.computed += chunk.length
         for sequence, choice in zip(completed, sampled, strict=True):

@@ -6,6 +6,7 @@ import torch
 
 from overtone.engine.batch import pack_tokens, place_tokens
 from overtone.engine.config import EngineConfig
+from overtone.engine.logprobs import prompt_rows
 from overtone.engine.scheduler import StepPlan
 from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
 from overtone.models.base import BaseModel
@@ -26,7 +27,8 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
-        """Logits (S, vocabulary) float32 for the chunks that complete, in the plan's order."""
+        """Logits (S + P, vocabulary) in the model's dtype: of the chunks that complete, in the plan's order, then of the
+        prompt tokens that `prompt_rows` names. S + P is at most the step's tokens."""
         self._clear(plan.fresh_pages)
         tokens = pack_tokens(plan, self._base.device)
         slot = self._base.slot
@@ -41,7 +43,7 @@ class ModelRunner:
             )
         finally:
             slot.step = slot.head = None
-        logits: torch.Tensor = output.logits[0].float()
+        logits: torch.Tensor = output.logits[0]
         return logits
 
     def forget(self) -> None:
@@ -55,10 +57,15 @@ class ModelRunner:
             paged.index_fill_(2, torch.tensor(pages, device=self._cache.device), 0)
 
     def _adapter_steps(self, plan: StepPlan) -> tuple[AdapterStep | None, AdapterStep | None]:
-        """For the layers, which see all tokens, and for the head, which sees the last of each chunk that completes."""
+        """For the layers, which see all tokens, and for the head, which sees those whose logits somebody needs."""
         decodes = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.decodes]
         prefills = [Segment(chunk.length, chunk.sequence.request.adapter) for chunk in plan.prefills]
         ends = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.chunks if chunk.completes]
+        asked = [
+            Segment(len(rows), chunk.sequence.request.adapter)
+            for chunk in plan.prefills
+            if (rows := prompt_rows(chunk))
+        ]
         step = AdapterStep(decodes, prefills, self._base.frames, self._rows)
-        head = AdapterStep(ends, [], self._base.frames, self._head_rows)
+        head = AdapterStep(ends, asked, self._base.frames, self._head_rows)
         return (None if step.empty else step), (None if head.empty else head)

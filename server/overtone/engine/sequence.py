@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from overtone.engine.detokenizer import Detokenizer
-from overtone.engine.types import Request
+from overtone.engine.guides import GuideMatcher
+from overtone.engine.seen_tokens import SeenTokens
+from overtone.engine.types import Request, TokenLogprob
 
 
 @dataclass(eq=False, slots=True)
@@ -19,7 +21,9 @@ class Sequence:
     computed: int = 0  # set by the scheduler (0 when preempted) and the engine (after a step)
     admitted_time: float | None = None  # first step that worked on it
     first_token_time: float | None = None
-    rng: object | None = None  # set by the sampler: the state of this request's random numbers
+    seen: SeenTokens | None = None  # these two by the sampler, which derives them from `output_ids`
+    matcher: GuideMatcher | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # kept when preempted
 
     @property
     def num_tokens(self) -> int:

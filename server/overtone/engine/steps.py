@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from overtone.engine.sampler import Sampled
 from overtone.engine.sequence import Sequence
 from overtone.engine.types import Event, Finish, FinishReason
@@ -18,7 +20,10 @@ class EventBuilder:
         """Appends the chosen token to `sequence` and says what its client should hear."""
         request_id = sequence.request.request_id
         if choice.token_id is None:
-            return Event(request_id, error=EngineError("the model's logits for this request are not finite"))
+            return Event(request_id, error=choice.error)
+        prompt_logprobs, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
+        if any(math.isnan(info.logprob) for info in prompt_logprobs):
+            return Event(request_id, error=EngineError("the model's logits for this request's prompt are not finite"))
         sequence.output_ids.append(choice.token_id)
         if sequence.first_token_time is None:
             sequence.first_token_time = now
@@ -35,18 +40,28 @@ class EventBuilder:
             token_ids=(choice.token_id,),
             logprobs=(choice.logprob,) if choice.logprob else (),
             finish=None if reason is None else _finish(sequence, reason, stop, now),
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _ending(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, str]:
         stopping = sequence.request.stopping
         if token_id in self._eos and not stopping.ignore_eos:
             return FinishReason.EOS, ""
+        if token_id in stopping.stop_token_ids:
+            if stopping.include_stop:
+                sequence.detokenizer.push(token_id)
+            return FinishReason.STOP, ""
         stop = sequence.detokenizer.push(token_id)
         if stop is not None:
             return FinishReason.STOP, stop
         if len(sequence.output_ids) >= stopping.max_new_tokens:
             return FinishReason.LENGTH, ""
         return None, ""
+
+
+def _stop_token(sequence: Sequence, reason: FinishReason, stop: str) -> int | None:
+    """The stop token that ended the generation, if one did."""
+    return sequence.output_ids[-1] if reason is FinishReason.STOP and not stop else None
 
 
 def _finish(sequence: Sequence, reason: FinishReason, stop: str, now: float) -> Finish:
@@ -60,4 +75,5 @@ def _finish(sequence: Sequence, reason: FinishReason, stop: str, now: float) -> 
         queue_s=sequence.admitted_time - arrival,
         first_token_s=sequence.first_token_time - arrival,
         total_s=now - arrival,
+        stop_token_id=_stop_token(sequence, reason, stop),
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overtone.errors import OvertoneError
+
+if TYPE_CHECKING:
+    from overtone.engine.guides import Guide
 
 
 class FinishReason(Enum):
@@ -18,7 +21,10 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen (see `SamplingParameters` in generation.proto). temperature 0: greedy."""
+    """How the next token is chosen (see `SamplingParameters` in generation.proto). temperature 0: greedy.
+
+    logit_bias: distinct token ids, each with what is added to its logit.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -26,18 +32,30 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class StoppingParams:
+    """When a generation ends (see `StoppingCriteria` in generation.proto)."""
+
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     include_stop: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,8 @@ class Request:
     """One generation, validated. Times are `time.monotonic()` seconds.
 
     adapter: the resident adapter's deltas by module, None for the base model; adapter_key: its version digest, for
-    statistics only. The caller keeps the adapter pinned until the request's last event.
+    statistics only. The caller keeps the adapter pinned until the request's last event. prompt_logprobs: the first event
+    has them; the whole prompt must then be computed for this request. guide: what the output must match.
     """
 
     request_id: str
@@ -58,6 +77,8 @@ class Request:
     adapter_key: str = ""
     logprobs: bool = False
     top_n: int = 0
+    prompt_logprobs: bool = False
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +106,15 @@ class Finish:
     queue_s: float
     first_token_s: float
     total_s: float
+    stop_token_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a step brought one request. The last event of a request has either `finish` or `error`."""
+    """What a step brought one request. The last event of a request has either `finish` or `error`.
+
+    prompt_logprobs: of the prompt's tokens but the first, in the request's first event if asked for.
+    """
 
     request_id: str
     text: str = ""
@@ -97,6 +122,7 @@ class Event:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
     error: OvertoneError | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def last(self) -> bool:

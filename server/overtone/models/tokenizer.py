@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,14 @@ class TextCodec:
         # The template writes the special tokens itself.
         ids: list[int] = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return ids
+
+    def serialized(self) -> str:
+        """The tokenizer in the JSON of the `tokenizers` library. For one thread at a time, as `encode`."""
+        backend = copy.copy(self._backend)
+        backend.no_padding()
+        backend.no_truncation()
+        text: str = backend.to_str()
+        return text
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
