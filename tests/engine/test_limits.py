@@ -71,14 +71,17 @@ def test_a_long_neighbour_does_not_multiply_what_is_read(lengths: list[int]) -> 
         sequence.pages, sequence.computed = list(range(first, first + pages)), length - 1
         first += pages
         chunks.append(Chunk(sequence, 1))
-    placed = place_tokens(StepPlan(tuple(chunks), (), (), 0), torch.zeros(1, 2, first * page, 1, 1), page, (None,))
-    assert sum(group.slots.numel() for group in placed.decodes) <= 2 * sum(max(n, page) for n in lengths)
-    rows = torch.cat([group.rows for group in placed.decodes])
-    assert sorted(rows.tolist()) == list(range(len(lengths)))
-    for group in placed.decodes:
-        for row, slots, mask in zip(group.rows.tolist(), group.slots, group.mask[:, 0, 0], strict=True):
+    cache = torch.zeros(1, first * page, 2, 1, 1)
+    placed = place_tokens(StepPlan(tuple(chunks), (), (), 0), cache, page, (None,))
+    groups = placed.groups(0)
+    assert sum(group.pages.numel() * page for group in groups) <= 2 * sum(max(n, page) for n in lengths)
+    assert sorted(row for group in groups for row in group.rows.flatten().tolist()) == list(range(len(lengths)))
+    for group in groups:
+        for place, row in enumerate(group.rows.flatten().tolist()):
             own = [p * page + i for p in chunks[row].sequence.pages for i in range(page)][: lengths[row]]
-            assert slots[mask].tolist() == own
+            slots = (group.pages[place][:, None] * page + torch.arange(page)).flatten()
+            seen = slots if group.mask is None else slots[group.mask[place, 0, 0].isfinite()]
+            assert seen[: group.keys].tolist() == own
             assert placed.write_slots[row] == own[-1]
 
 

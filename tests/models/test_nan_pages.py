@@ -76,7 +76,7 @@ def test_every_free_slot_poisoned_before_every_step(healthy: list[list[int]]) ->
 
     def run(plan: StepPlan) -> torch.Tensor:
         for page in set(range(1, CONFIG.cache_pages + 1)) - owned | set(plan.fresh_pages):
-            runner._cache[:, :, page * size : (page + 1) * size] = torch.nan
+            runner._cache[:, page * size : (page + 1) * size] = torch.nan
         return runner.run(plan)
 
     engine = Engine(run, base.codec.decode, frozenset(), CONFIG, recorder)
@@ -90,5 +90,5 @@ def test_every_free_slot_poisoned_before_every_step(healthy: list[list[int]]) ->
     serve(engine, recorder, requests())
     assert [recorder.tokens(f"r{i}") for i in range(8)] == healthy
     assert sum(stats.preemptions for stats in recorder.stats) > 0
-    assert not runner._cache[:, :, :size].any(), "page 0 pads: it stays zero"
+    assert not runner._cache[:, :size].any(), "page 0 pads: it stays zero"
     assert runner._cache.isnan().any()

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overtone.models.attention import DecodeGroup, PagedBatch, PromptChunk, paged_attention
+from overtone.models.attend import Softmax
+from overtone.models.attention import paged_attention, write_and_attend
+from overtone.models.paged import PagedBatch, Span
 
 KV_HEADS, GROUP, DIM = 2, 2, 4
+PAGE = 4
 HEADS = KV_HEADS * GROUP
 
 
@@ -60,18 +63,20 @@ def test_attention_is_its_definition(
     if not parts:
         return
     lengths = [past + tokens for past, tokens in parts]
-    order = torch.randperm(sum(lengths), generator=rng) + 1  # slot 0 pads
-    slots = list(order.split(lengths))
+    counts = [-(-n // PAGE) for n in lengths]
+    order = (torch.randperm(sum(counts), generator=rng) + 1).split(counts)  # page 0 pads
     keys, values = [random(n, KV_HEADS, DIM) for n in lengths], [random(n, KV_HEADS, DIM) for n in lengths]
-    cache = torch.zeros(1, 2, sum(lengths) + 1, KV_HEADS, DIM, dtype=torch.float64)
-    for where, k, v in zip(slots, keys, values, strict=True):
-        cache[0, 0, where], cache[0, 1, where] = k, v
+    cache = torch.zeros(1, (sum(counts) + 1) * PAGE, 2, KV_HEADS, DIM, dtype=torch.float64)
+    for pages, k, v, (past, _) in zip(order, keys, values, parts, strict=True):
+        slots = (pages[:, None] * PAGE + torch.arange(PAGE)).flatten()[:past]
+        cache[0, slots, 0], cache[0, slots, 1] = k[:past], v[:past]
     new = [slice(past, None) for past, _ in parts]
     query = [random(tokens, HEADS, DIM) for _, tokens in parts]
-    batch = PagedBatch(
-        cache, torch.cat([s[n] for s, n in zip(slots, new, strict=True)]),
-        _group(decodes, slots), _chunks(len(decodes), parts, slots), (window,),
-    )  # fmt: skip
+    spans, start = [], 0
+    for pages, (past, tokens) in zip(order, parts, strict=True):
+        spans.append(Span(start, tokens, past, pages.tolist()))
+        start += tokens
+    batch = PagedBatch(cache, PAGE, spans, (window,))
     rule: dict[str, Any] = {"scaling": 0.7, "softcap": softcap, "s_aux": random(HEADS) if sinks else None}
     out, _ = paged_attention(
         SimpleNamespace(layer_idx=0),  # type: ignore[arg-type]
@@ -88,34 +93,32 @@ def _packed(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts).transpose(0, 1)[None]
 
 
-def _group(lengths: list[int], slots: list[torch.Tensor]) -> tuple[DecodeGroup, ...]:
-    if not lengths:
-        return ()
-    table = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
-    for row, n in enumerate(lengths):
-        table[row, :n] = slots[row]
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return (DecodeGroup(torch.arange(len(lengths)), table, mask[:, None, None]),)
-
-
-def _chunks(start: int, parts: list[tuple[int, int]], slots: list[torch.Tensor]) -> tuple[PromptChunk, ...]:
-    found, at = [], start
-    for (past, tokens), where in list(zip(parts, slots, strict=True))[start:]:
-        found.append(PromptChunk(at, at + tokens, past, where))
-        at += tokens
-    return tuple(found)
-
-
 def test_no_more_is_read_than_the_window_holds() -> None:
-    slots = torch.arange(1, 21)[None].expand(2, -1)
-    mask = torch.arange(20) < torch.tensor([[20], [3]])
-    group = DecodeGroup(torch.arange(2), slots, mask[:, None, None])
-    assert group.within(20) is group
-    near = group.within(4)
-    assert near.slots.tolist() == [[17, 18, 19, 20], [1, 2, 3, 4]]
-    assert near.mask[:, 0, 0].tolist() == [[True] * 4, [True] * 3 + [False]]
-    chunk = PromptChunk(5, 8, 17, torch.arange(1, 21)).within(4)
-    assert (chunk.start, chunk.stop, chunk.past, chunk.slots.tolist()) == (5, 8, 3, [15, 16, 17, 18, 19, 20])
-    seen = chunk.mask()
+    cache = torch.zeros(2, 24, 2, 1, 1)
+    spans = [Span(0, 1, 19, [5, 4, 3, 2, 1]), Span(1, 3, 17, [1, 2, 3, 4, 5])]
+    batch = PagedBatch(cache, PAGE, spans, (None, 4))
+    everything, near = batch.groups(0), batch.groups(1)
+    assert [group.pages.shape for group in everything] == [(1, 5), (1, 5)]
+    assert [group.pages.tolist() for group in near] == [[[1]], [[4, 5]]]
+    seen = near[1].mask
     assert seen is not None
-    assert seen.int().tolist() == [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
+    # Queries 17, 18 and 19 over keys 12 to 19.
+    assert seen[0, 0].isfinite().int().tolist() == [
+        [0, 0, 1, 1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 1, 1, 0],
+        [0, 0, 0, 0, 1, 1, 1, 1],
+    ]
+
+
+def test_a_broken_neighbour_is_not_seen() -> None:
+    """NaN in one sequence's keys and values: the others of its group, padded to its length, do not notice."""
+    cache = torch.zeros(1, 5 * PAGE, 2, KV_HEADS, DIM)
+    spans = [Span(0, 2, 0, [1]), Span(2, 4, 0, [2]), Span(6, 3, 0, [3])]
+    rng = torch.Generator().manual_seed(0)
+    query, new = torch.randn(9, HEADS, DIM, generator=rng), torch.randn(9, 2, KV_HEADS, DIM, generator=rng)
+    healthy = write_and_attend(PagedBatch(cache.clone(), PAGE, spans, (None,)), 0, query, new, Softmax())
+    new[2:6] = torch.nan
+    out = write_and_attend(PagedBatch(cache, PAGE, spans, (None,)), 0, query, new, Softmax())
+    assert torch.equal(out[:2], healthy[:2])
+    assert torch.equal(out[6:], healthy[6:])
+    assert out[2:6].isnan().all()

@@ -21,7 +21,7 @@ class ModelRunner:
         slots = (config.cache_pages + 1) * config.page_tokens
         # Zeroed memory is not touched until it is written, so an idle cache costs nothing.
         self._cache = torch.zeros(
-            base.num_layers, 2, slots, base.num_kv_heads, base.head_dim, dtype=base.dtype, device=base.device
+            base.num_layers, slots, 2, base.num_kv_heads, base.head_dim, dtype=base.dtype, device=base.device
         )
         self.forget()
 
@@ -53,8 +53,8 @@ class ModelRunner:
     def _clear(self, pages: tuple[int, ...]) -> None:
         """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""
         if pages:
-            paged = self._cache.view(*self._cache.shape[:2], -1, self._page_tokens, *self._cache.shape[3:])
-            paged.index_fill_(2, torch.tensor(pages, device=self._cache.device), 0)
+            paged = self._cache.view(len(self._cache), -1, self._page_tokens, *self._cache.shape[2:])
+            paged.index_fill_(1, torch.tensor(pages, device=self._cache.device), 0)
 
     def _adapter_steps(self, plan: StepPlan) -> tuple[AdapterStep | None, AdapterStep | None]:
         """For the layers, which see all tokens, and for the head, which sees those whose logits somebody needs."""

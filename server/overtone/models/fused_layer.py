@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from overtone.models.adapted import AdaptedLinear, StepSlot
-from overtone.models.attention import paged_attention
+from overtone.models.attend import Softmax
+from overtone.models.attention import write_and_attend
+from overtone.models.paged import PagedBatch
 
 _LAYER_CLASSES = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -79,6 +81,7 @@ class FusedLayer:
         self._o, self._gate, self._up, self._down = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
         self._dim = attention.head_dim
         self._heads = self._qkv[0].out_features // self._dim
+        self._softmax = Softmax(attention.scaling)
         self._joined = AdaptedLinear.join(self._qkv)
 
     def __call__(
@@ -86,18 +89,20 @@ class FusedLayer:
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        paged: PagedBatch | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """hidden_states: (1, T, hidden); returns the same shape."""
         assert position_embeddings is not None
+        assert paged is not None
         x = hidden_states[0]
-        mixed = self._attend(_rms_norm(x, self._norms[0]), position_embeddings, kwargs)
+        mixed = self._attend(_rms_norm(x, self._norms[0]), position_embeddings, paged)
         x = self._o.plus(mixed, x)
         y: torch.Tensor = self._down.plus(self._gated(_rms_norm(x, self._norms[1])), x)
         return y[None]
 
     def _attend(
-        self, h: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], kwargs: dict[str, Any]
+        self, h: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], paged: PagedBatch
     ) -> torch.Tensor:
         """(T, hidden) -> (T, heads * D)."""
         tokens, dim, heads = h.shape[0], self._dim, self._heads
@@ -110,17 +115,8 @@ class FusedLayer:
             if norm is not None:
                 part.copy_(_rms_norm(part, norm))
         _rotate(by_head[:, :value_from], *self._tables.of(*position_embeddings))
-        query, key, value = by_head[:, :heads], by_head[:, heads:value_from], by_head[:, value_from:]
-        out, _ = paged_attention(
-            self._attention,
-            query.transpose(0, 1)[None],
-            key.transpose(0, 1)[None],
-            value.transpose(0, 1)[None],
-            None,
-            scaling=self._attention.scaling,
-            sliding_window=getattr(self._attention, "sliding_window", None),
-            **kwargs,
-        )
+        new = by_head[:, heads:].view(tokens, 2, -1, dim)  # keys, then values
+        out = write_and_attend(paged, self._attention.layer_idx, by_head[:, :heads], new, self._softmax)
         return out.reshape(tokens, heads * dim)
 
     def _gated(self, h: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from overtone.errors import UnsupportedModel
-from overtone.models.attention import DecodeGroup, PagedBatch, PromptChunk
 from overtone.models.layout import AttentionLayout
+from overtone.models.paged import PagedBatch, Span
 
 _LENGTHS = (11, 7)
-_FIRST_SLOTS = (16, 32)  # slots 0 to 15 stay zero
-_SLOTS = 48
+_PAGE_TOKENS = 4
+_PAGES = ((1, 5, 2), (4, 3))  # page 0 stays zero
+_SLOTS = 6 * _PAGE_TOKENS
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest logit: sums in another order, nothing more."""
 
@@ -41,7 +42,7 @@ def own_logits(model: Any, vocab_size: int) -> list[torch.Tensor]:
 def check_paged(model: Any, expected: list[torch.Tensor], vocab_size: int, attends: AttentionLayout) -> None:
     """Raises `UnsupportedModel` unless packed steps give `expected`."""
     parameter = next(model.parameters())
-    shape = (attends.layers, 2, _SLOTS, attends.kv_heads, attends.head_dim)
+    shape = (attends.layers, _SLOTS, 2, attends.kv_heads, attends.head_dim)
     cache = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     # Each step: (sequence, first token, end); a step's decode comes first.
     steps = [[(0, 0, 6), (1, 0, 6)], [(1, 6, 7), (0, 6, 10)], [(0, 10, 11)]]
@@ -69,15 +70,9 @@ def _run(
 ) -> torch.Tensor:
     """Logits (len(step), vocabulary) at the end of each part."""
     device = cache.device
-    slots = [torch.arange(start, start + n, device=device) for start, n in zip(_FIRST_SLOTS, _LENGTHS, strict=True)]
-    decodes = [part for part in step if part[1] and part[2] - part[1] == 1]
-    groups = []
-    for row, (sequence, _, end) in enumerate(decodes):
-        mask = torch.ones(1, 1, 1, end, dtype=torch.bool, device=device)
-        groups.append(DecodeGroup(torch.tensor([row], device=device), slots[sequence][None, :end], mask))
-    chunks, start = [], len(decodes)
-    for sequence, first, end in step[len(decodes) :]:
-        chunks.append(PromptChunk(start, start + end - first, first, slots[sequence][:end]))
+    spans, start = [], 0
+    for sequence, first, end in step:
+        spans.append(Span(start, end - first, first, _PAGES[sequence]))
         start += end - first
     lengths = torch.tensor([end - first for _, first, end in step], device=device)
     output = model(
@@ -85,13 +80,7 @@ def _run(
         position_ids=torch.cat([torch.arange(first, end, device=device) for _, first, end in step])[None],
         use_cache=False,
         logits_to_keep=lengths.cumsum(0) - 1,
-        paged=PagedBatch(
-            cache=cache,
-            write_slots=torch.cat([slots[s][first:end] for s, first, end in step]),
-            decodes=tuple(groups),
-            chunks=tuple(chunks),
-            windows=windows,
-        ),
+        paged=PagedBatch(cache, _PAGE_TOKENS, spans, windows),
     )
     logits: torch.Tensor = output.logits[0]
     return logits

@@ -1,0 +1,125 @@
+"""Where the tokens of a step are in the paged cache, and which of them attend together.
+
+All tokens of a step are packed into one sequence of T. A token's keys and values go to a slot of the cache: slot = page *
+page_tokens + position in the page. Sequences of like length attend as one padded batch, whole pages at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Packed tokens [start, start + tokens) are consecutive tokens of one sequence: those from its `past`-th on. pages: the
+    sequence's, at least up to its last token here."""
+
+    start: int
+    tokens: int
+    past: int
+    pages: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        """How many tokens of the sequence the cache then holds."""
+        return self.past + self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """B spans that attend together, in layers of one window.
+
+    rows: (B, n) int64, their packed tokens, the last one repeated where a span is shorter; real: (B, n) bool, False on
+    repetitions, None if there are none; pages: (B, P) int64, those that their tokens see, padded with page 0; mask: (B, 1,
+    n, P * page_tokens) in the cache's dtype, 0 where a key is seen and -inf where not; None: one span without a past or a
+    window, each token sees those before it. keys: how many of the P * page_tokens keys there are at most.
+    """
+
+    rows: torch.Tensor
+    real: torch.Tensor | None
+    pages: torch.Tensor
+    mask: torch.Tensor | None
+    keys: int
+
+
+class PagedBatch:
+    """A step's tokens in the cache.
+
+    cache: (layers, slots, 2, kv_heads, head_dim), keys then values; windows: one a layer, how many tokens (itself included)
+    a token sees there, None: all. The cache keeps all tokens of a sequence in every layer, also those outside a layer's
+    window: pages hold all layers. Page 0 is nobody's and stays zero.
+    """
+
+    def __init__(
+        self, cache: torch.Tensor, page_tokens: int, spans: Sequence[Span], windows: Sequence[int | None]
+    ) -> None:
+        self.cache = cache
+        self.page_tokens = page_tokens
+        self._windows = windows
+        self._groups: dict[int | None, list[Group]] = {}
+        self._buckets = _buckets(spans, page_tokens)
+        slots = [slot for span in spans for slot in _slots(span, page_tokens)]
+        self.write_slots = torch.tensor(slots, dtype=torch.int64, device=cache.device)
+
+    def groups(self, layer: int) -> list[Group]:
+        """All spans, with what `layer` sees of them; made once a step for layers of one window."""
+        window = self._windows[layer]
+        if window not in self._groups:
+            self._groups[window] = [self._group(spans, window) for spans in self._buckets]
+        return self._groups[window]
+
+    def _group(self, spans: Sequence[Span], window: int | None) -> Group:
+        size, device = self.page_tokens, self.cache.device
+        longest = max(span.tokens for span in spans)
+        rows = torch.tensor([span.start for span in spans], device=device)[:, None]
+        tokens, past = (
+            torch.tensor(one, device=device)[:, None]
+            for one in ([span.tokens for span in spans], [span.past for span in spans])
+        )
+        order = torch.arange(longest, device=device)[None]
+        position = past + order  # (B, n), of each query in its sequence
+        real = order < tokens
+        # The first page that a query sees.
+        first = [0 if window is None else max(0, span.past - window + 1) // size for span in spans]
+        pages = _padded([span.pages[start : -(-span.end // size)] for start, span in zip(first, spans, strict=True)])
+        table = torch.tensor(pages, dtype=torch.int64, device=device)
+        keys = max(span.end - start * size for start, span in zip(first, spans, strict=True))
+        mask = None
+        if len(spans) > 1 or spans[0].past or (window is not None and window < longest):
+            key = torch.tensor(first, device=device)[:, None] * size + torch.arange(
+                table.shape[1] * size, device=device
+            )
+            mask = self._mask(position, key, window)
+        return Group(rows + order.minimum(tokens - 1), None if bool(real.all()) else real, table, mask, keys)
+
+    def _mask(self, position: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
+        """position: (B, n), key: (B, L), both places in their sequence; returns (B, 1, n, L)."""
+        ahead = key[:, None] > position[:, :, None]
+        hidden = ahead if window is None else ahead | (position[:, :, None] - key[:, None] >= window)
+        return torch.zeros(hidden.shape, dtype=self.cache.dtype, device=key.device).masked_fill_(hidden, -torch.inf)[
+            :, None
+        ]
+
+
+def _slots(span: Span, size: int) -> Iterable[int]:
+    """Where the span's tokens are written."""
+    for position in range(span.past, span.end):
+        yield span.pages[position // size] * size + position % size
+
+
+def _buckets(spans: Sequence[Span], size: int) -> list[list[Span]]:
+    """Spans by the powers of two that their tokens and their pages fit in: padding at most doubles what is read along
+    either, so one long sequence does not make all others as dear as itself."""
+    buckets: dict[tuple[int, int], list[Span]] = {}
+    for span in spans:
+        shape = (span.tokens - 1).bit_length(), (-(-span.end // size) - 1).bit_length()
+        buckets.setdefault(shape, []).append(span)
+    return list(buckets.values())
+
+
+def _padded(tables: Sequence[Sequence[int]]) -> list[list[int]]:
+    longest = max(map(len, tables))
+    return [[*table, *[0] * (longest - len(table))] for table in tables]
