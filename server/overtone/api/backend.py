@@ -19,6 +19,7 @@ from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft, PromptSource
 from overtone.api.metrics import Metrics
 from overtone.api.sessions import Session, SessionTable
+from overtone.api.tenants import tenant_weights
 from overtone.api.threads import run_abandonable
 from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
@@ -118,6 +119,9 @@ class Backend:
             adapter_key=lease.adapter.digest if lease else "",
             logprobs=draft.logprobs,
             top_n=draft.top_n,
+            tenant=draft.turn.tenant,
+            priority=draft.turn.priority,
+            cache_salt=draft.turn.cache_salt,
         )
         session = self._sessions.submit(self.engine, request, lease)
         return Running(request, session, lease.shares if lease else ())
@@ -214,6 +218,9 @@ def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:
         page_tokens=config.page_tokens,
         cache_pages=pages,
         max_queue=config.max_queue,
+        max_queue_tokens=config.max_queue_tokens,
+        prefix_cache=config.prefix_cache,
+        tenant_weights=tenant_weights(config.tenant_weight),
     )
 
 

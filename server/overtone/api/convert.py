@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from overtone.adapters.lease import Share
 from overtone.adapters.store import Wanted
 from overtone.api.shares import wanted_adapters
+from overtone.api.tenants import is_tenant
 from overtone.engine.types import Finish, FinishReason, SamplingParams, StoppingParams, TokenLogprob
 from overtone.errors import BadSamplingParameter, InvalidRequest, PromptTooLong
 from overtone.v1 import generation_pb2 as pb
@@ -23,6 +24,8 @@ MAX_TOP_N = 20
 MAX_REQUEST_ID_CHARS = 128
 MAX_MESSAGES = 4096
 MAX_ROLE_CHARS = 64
+MAX_PRIORITY = 10
+MAX_SALT_CHARS = 128
 _MAX_SEED = 2**63
 
 _REASONS = {
@@ -37,6 +40,15 @@ PromptSource: TypeAlias = str | tuple[int, ...] | list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose request it is: what decides when it runs and with whom it shares cached pages."""
+
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A generation request that is sound in itself; its prompt is not tokenised and its adapter not resolved yet."""
 
@@ -48,6 +60,7 @@ class Draft:
     logprobs: bool
     top_n: int
     echo_prompt: bool
+    turn: Turn = Turn()
     length_defaulted: bool = False  # max_new_tokens is the server's default: to be cut to what the context leaves
 
 
@@ -68,8 +81,21 @@ def draft(request: pb.GenerateRequest, default_max_new_tokens: int, max_tokens: 
         logprobs=request.response.logprobs or top_n > 0,
         top_n=top_n,
         echo_prompt=request.response.echo_prompt,
+        turn=_turn(request),
         length_defaulted=request.stopping.max_new_tokens == 0,
     )
+
+
+def _turn(request: pb.GenerateRequest) -> Turn:
+    if not is_tenant(request.tenant):
+        raise InvalidRequest('tenant must be at most 64 characters of "a-z0-9-_."', field="tenant")
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidRequest(
+            f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {request.priority}", field="priority"
+        )
+    if len(request.cache_salt) > MAX_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must be at most {MAX_SALT_CHARS} characters", field="cache_salt")
+    return Turn(request.tenant, request.priority, request.cache_salt)
 
 
 def prompt(request: pb.GenerateRequest | pb.TokenizeRequest, max_tokens: int) -> PromptSource:
@@ -159,7 +185,11 @@ def outcome(finish: Finish, draft: Draft, prompt_tokens: int, shares: Sequence[S
     return pb.Outcome(
         finish_reason=_REASONS[finish.reason],
         stop=finish.stop,
-        usage=pb.Usage(prompt_tokens=prompt_tokens, completion_tokens=finish.completion_tokens),
+        usage=pb.Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=finish.completion_tokens,
+            cached_prompt_tokens=finish.cached_prompt_tokens,
+        ),
         timings=pb.Timings(
             queue=_duration(finish.queue_s),
             first_token=_duration(finish.first_token_s),

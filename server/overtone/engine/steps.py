@@ -60,4 +60,5 @@ def _finish(sequence: Sequence, reason: FinishReason, stop: str, now: float) -> 
         queue_s=sequence.admitted_time - arrival,
         first_token_s=sequence.first_token_time - arrival,
         total_s=now - arrival,
+        cached_prompt_tokens=sequence.cached_tokens,
     )
