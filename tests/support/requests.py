@@ -23,6 +23,10 @@ def make_request(
     adapter: Mapping[str, Any] | None = None,
     logprobs: bool = False,
     top_n: int = 0,
+    adapter_key: str | None = None,
+    tenant: str = "",
+    priority: int = 0,
+    cache_salt: str = "",
     **sampling: Any,
 ) -> Request:
     return Request(
@@ -33,9 +37,12 @@ def make_request(
         arrival_time=time.monotonic(),
         deadline=deadline,
         adapter=adapter,
-        adapter_key="" if adapter is None else f"key-{id(adapter)}",
+        adapter_key=("" if adapter is None else f"key-{id(adapter)}") if adapter_key is None else adapter_key,
         logprobs=logprobs,
         top_n=top_n,
+        tenant=tenant,
+        priority=priority,
+        cache_salt=cache_salt,
     )
 
 

@@ -88,7 +88,7 @@ class PrefixCache:
     def match(self, sequence: Sequence) -> list[CachedPage]:
         """The published pages that go on where `sequence` is. Its last token is never among them: its logits are needed."""
         first = sequence.computed // self._size
-        if sequence.published != first or getattr(sequence.request, "prompt_logprobs", False):
+        if not self._goes_on(sequence, first) or getattr(sequence.request, "prompt_logprobs", False):
             return []
         found: list[CachedPage] = []
         for index in range(first, (sequence.num_tokens - 1) // self._size):
@@ -128,9 +128,9 @@ class PrefixCache:
         """Its full, computed pages may be found from now on. Where another was first, its copy serves both."""
         for index in range(sequence.published, sequence.computed // self._size):
             key = self._key(sequence, index)
-            parent = self._by_page.get(sequence.pages[index - 1]) if index else None
-            if key is None or (index and (parent is None or not parent.listed)):
+            if key is None or not self._goes_on(sequence, index):
                 return
+            parent = self._by_page[sequence.pages[index - 1]] if index else None
             page, known = sequence.pages[index], self._listed.get(key)
             if known is None:
                 known = self._listed[key] = self._by_page[page] = CachedPage(key, page, parent)
@@ -183,6 +183,11 @@ class PrefixCache:
     def _drop(self, known: CachedPage) -> None:
         del self._by_page[known.page]
         self._allocator.free([known.page])
+
+    def _goes_on(self, sequence: Sequence, index: int) -> bool:
+        """Whether all its pages before `index` may be found. Not so after a withdrawal: what follows stays its own."""
+        before = self._by_page.get(sequence.pages[index - 1]) if index else None
+        return index == 0 or (before is not None and before.listed)
 
     def _shares(self, sequence: Sequence) -> bool:
         if not sequence.page_keys and self._enabled and (root := _root_key(sequence.request)) is not None:
