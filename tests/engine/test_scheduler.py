@@ -1,4 +1,4 @@
-"""The scheduler against a slow one that says its rules plainly, under random traffic; fairness, priorities, shared budgets."""
+"""The scheduler against a slow one that says its rules plainly, under random traffic; fairness, priorities, budgets."""
 
 from __future__ import annotations
 
