@@ -47,6 +47,9 @@ EVERYTHING: GenerateOptions = {
     "top_n": 3,
     "echo_prompt": True,
     "request_id": "r-1",
+    "tenant": "anna",
+    "priority": -3,
+    "cache_salt": "salt",
     "timeout": 20.0,
 }
 EXPECTED = pb.GenerateRequest(
@@ -56,6 +59,9 @@ EXPECTED = pb.GenerateRequest(
     stopping=pb.StoppingCriteria(max_new_tokens=32, stop=["!", "?"], include_stop=True, ignore_eos=True),
     response=pb.ResponseOptions(logprobs=True, top_n=3, echo_prompt=True),
     request_id="r-1",
+    tenant="anna",
+    priority=-3,
+    cache_salt="salt",
 )
 
 
@@ -136,7 +142,7 @@ def test_a_wrong_form_is_not_sent(
 
 def check_outcome(outcome: Outcome) -> None:
     assert (outcome.finish_reason, outcome.stop, outcome.seed, outcome.request_id) == ("stop", "!", 7, "r-1")
-    assert outcome.usage.total_tokens == 5
+    assert (outcome.usage.total_tokens, outcome.usage.cached_prompt_tokens) == (5, 1)
     assert (outcome.timings.queue, outcome.timings.first_token, outcome.timings.total) == (0.25, 0.5, 1.5)
     assert (outcome.adapter, outcome.adapter_digest) == ("mine", "d" * 64)
     assert outcome.adapters == [AdapterUse("mine", "d" * 64, 1.0)]
