@@ -117,7 +117,10 @@ def test_generate_with_sampling_options(server: FakeServer, tmp_path: Path) -> N
 def test_generate(server: FakeServer) -> None:
     assert run("generate", "Say", "--adapter", "mine", "--stop", "!", "--top-k", "3").stdout == "Hi\n"
     assert run("generate", "-", "--no-stream", "--chat", input="Hello").stdout == "Hi\n"
-    assert json.loads(run("generate", "Say", "--json").stdout)["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+    whose = ("--tenant", "anna", "--priority", "-2")
+    usage = json.loads(run("generate", "Say", "--json", *whose).stdout)["usage"]
+    assert usage == {"prompt_tokens": 3, "completion_tokens": 2, "cached_prompt_tokens": 1}
+    assert (server.requests[2].tenant, server.requests[2].priority) == ("anna", -2)
     lines = run("generate", "Say", "--json", "--stream").stdout.splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["H", "i"]
     first, chat = server.requests[:2]

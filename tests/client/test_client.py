@@ -56,6 +56,9 @@ EVERYTHING: GenerateOptions = {
     "prompt_logprobs": True,
     "echo_prompt": True,
     "request_id": "r-1",
+    "tenant": "anna",
+    "priority": -3,
+    "cache_salt": "salt",
     "timeout": 20.0,
 }
 EXPECTED = pb.GenerateRequest(
@@ -80,6 +83,9 @@ EXPECTED = pb.GenerateRequest(
     response=pb.ResponseOptions(logprobs=True, top_n=3, echo_prompt=True, prompt_logprobs=True),
     request_id="r-1",
     n=3,
+    tenant="anna",
+    priority=-3,
+    cache_salt="salt",
 )
 
 
@@ -176,7 +182,7 @@ def test_a_wrong_form_is_not_sent(
 
 def check_outcome(outcome: Outcome) -> None:
     assert (outcome.finish_reason, outcome.stop, outcome.seed, outcome.request_id) == ("stop", "!", 7, "r-1")
-    assert outcome.usage.total_tokens == 5
+    assert (outcome.usage.total_tokens, outcome.usage.cached_prompt_tokens) == (5, 1)
     assert (outcome.timings.queue, outcome.timings.first_token, outcome.timings.total) == (0.25, 0.5, 1.5)
     assert (outcome.adapter, outcome.adapter_digest) == ("mine", "d" * 64)
     assert outcome.adapters == [AdapterUse("mine", "d" * 64, 1.0)]

@@ -246,6 +246,11 @@ BAD_REQUESTS: dict[str, tuple[dict[str, object], str, str, str]] = {
         "INVALID_REQUEST",
         "stop",
     ),
+    "tenant": ({"tenant": "Anna"}, "INVALID_ARGUMENT", "INVALID_REQUEST", "tenant"),
+    "long tenant": ({"tenant": "a" * 65}, "INVALID_ARGUMENT", "INVALID_REQUEST", "tenant"),
+    "priority": ({"priority": 11}, "INVALID_ARGUMENT", "INVALID_REQUEST", "priority"),
+    "low priority": ({"priority": -11}, "INVALID_ARGUMENT", "INVALID_REQUEST", "priority"),
+    "cache salt": ({"cache_salt": "x" * 129}, "INVALID_ARGUMENT", "INVALID_REQUEST", "cache_salt"),
     "request id": ({"request_id": "x" * 500}, "INVALID_ARGUMENT", "INVALID_REQUEST", "request_id"),
 }
 

@@ -103,7 +103,7 @@ def test_config_vocabulary() -> None:
 def test_stats() -> None:
     recorder = Recorder()
     adapters = [{}, {}]
-    requests = [make_request(f"r{i}", range(10), 3, adapter=adapters[i % 2] if i < 3 else None) for i in range(4)]
+    requests = [make_request(f"r{i}", [i] * 10, 3, adapter=adapters[i % 2] if i < 3 else None) for i in range(4)]
     serve(make_engine(recorder, config=EngineConfig(4, 100, 64, 4, 64, 50)), recorder, requests)
     first, second = recorder.stats[:2]
     assert (first.prefill_tokens, first.decode_tokens, first.chunks, first.distinct_adapters) == (40, 0, 4, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,28 +68,36 @@ def test_request_that_computes_nan(module: str, healthy: list[list[int]]) -> Non
     assert [recorder.tokens(f"r{i}") for i in range(8)] == healthy
 
 
-def test_every_free_slot_poisoned_before_every_step(healthy: list[list[int]]) -> None:
-    """Whatever a page held before, its owner sees only zeros and its own; page 0 alone must be left alone."""
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_every_free_slot_poisoned_before_every_step(healthy: list[list[int]], prefix_cache: bool) -> None:
+    """Whatever a page held before, its owner sees only zeros and its own; page 0 alone must be left alone, and what the
+    prefix cache keeps: it is found again as it was."""
+    config = replace(CONFIG, prefix_cache=prefix_cache)
     base, recorder = tiny_base(), Recorder()
     runner = ModelRunner(base, CONFIG)
     size = CONFIG.page_tokens
     owned: set[int] = set()
+    poisoned = 0
 
     def run(plan: StepPlan) -> torch.Tensor:
+        nonlocal poisoned
         for page in set(range(1, CONFIG.cache_pages + 1)) - owned | set(plan.fresh_pages):
+            poisoned += 1
             runner._cache[:, page * size : (page + 1) * size] = torch.nan
         return runner.run(plan)
 
-    engine = Engine(run, base.codec.decode, frozenset(), CONFIG, recorder)
+    engine = Engine(run, base.codec.decode, frozenset(), config, recorder)
     scheduler = engine._scheduler
 
     def remember(report: Any) -> None:
         owned.clear()
         owned.update(page for sequence in scheduler.running for page in sequence.pages)
+        owned.update(scheduler.pages._by_page)  # what is cached is not free
 
     recorder.on_report = remember
     serve(engine, recorder, requests())
     assert [recorder.tokens(f"r{i}") for i in range(8)] == healthy
     assert sum(stats.preemptions for stats in recorder.stats) > 0
     assert not runner._cache[:, :size].any(), "page 0 pads: it stays zero"
-    assert runner._cache.isnan().any()
+    assert poisoned > CONFIG.cache_pages
+    assert (max(stats.pages_cached for stats in recorder.stats) > 0) == prefix_cache

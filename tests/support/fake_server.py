@@ -27,7 +27,7 @@ def outcome() -> generation_pb2.Outcome:
     made = generation_pb2.Outcome(
         finish_reason=generation_pb2.FINISH_REASON_STOP,
         stop="!",
-        usage=generation_pb2.Usage(prompt_tokens=3, completion_tokens=2),
+        usage=generation_pb2.Usage(prompt_tokens=3, completion_tokens=2, cached_prompt_tokens=1),
         adapter="mine",
         adapter_digest="d" * 64,
         adapters=[generation_pb2.AdapterUse(adapter="mine", digest="d" * 64, weight=1.0)],

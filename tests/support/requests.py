@@ -28,6 +28,10 @@ def make_request(
     min_new_tokens: int = 0,
     prompt_logprobs: bool = False,
     guide: Guide | None = None,
+    adapter_key: str | None = None,
+    tenant: str = "",
+    priority: int = 0,
+    cache_salt: str = "",
     **sampling: Any,
 ) -> Request:
     return Request(
@@ -38,11 +42,14 @@ def make_request(
         arrival_time=time.monotonic(),
         deadline=deadline,
         adapter=adapter,
-        adapter_key="" if adapter is None else f"key-{id(adapter)}",
+        adapter_key=("" if adapter is None else f"key-{id(adapter)}") if adapter_key is None else adapter_key,
         logprobs=logprobs,
         top_n=top_n,
         prompt_logprobs=prompt_logprobs,
         guide=guide,
+        tenant=tenant,
+        priority=priority,
+        cache_salt=cache_salt,
     )
 
 

@@ -62,6 +62,12 @@ class GenerateOptions(TypedDict, total=False):
     """Return `prompt.tokens`, with the log-probability of every token of the prompt but the first."""
     echo_prompt: bool
     request_id: str | None
+    tenant: str | None
+    """On whose behalf: tenants take turns by their weights and share no cached pages."""
+    priority: int | None
+    """From -10 to 10, larger first; default 0."""
+    cache_salt: str | None
+    """Cached prompt pages are shared only where it is the same."""
     timeout: float | None
     """Seconds until DeadlineExceeded, instead of the client's; None: no limit."""
 
@@ -93,6 +99,9 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> generation
         ),
         request_id=given.get("request_id", ""),
         n=given.get("n"),
+        tenant=given.get("tenant", ""),
+        priority=given.get("priority", 0),
+        cache_salt=given.get("cache_salt", ""),
     )
     _name_adapters(request, given.get("adapter"), given.get("adapters"))
     if prompt is not None:

@@ -62,7 +62,9 @@ def outcome(message: generation_pb2.Outcome) -> types.Outcome:
     return types.Outcome(
         finish_reason=_FINISH_REASONS.get(message.finish_reason, "unspecified"),
         stop=message.stop,
-        usage=types.Usage(message.usage.prompt_tokens, message.usage.completion_tokens),
+        usage=types.Usage(
+            message.usage.prompt_tokens, message.usage.completion_tokens, message.usage.cached_prompt_tokens
+        ),
         timings=types.Timings(_seconds(timings.queue), _seconds(timings.first_token), _seconds(timings.total)),
         adapter=message.adapter,
         adapter_digest=message.adapter_digest,

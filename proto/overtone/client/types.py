@@ -42,8 +42,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Usage:
+    """cached_prompt_tokens: of the prompt's tokens, those that the server found in its prefix cache."""
+
     prompt_tokens: int
     completion_tokens: int
+    cached_prompt_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -34,12 +34,15 @@ class Entry:
     def started(self, running: Running) -> None:
         digests = ",".join(share.digest for share in running.shares)
         self.fields |= {"digest": digests, "prompt_tokens": len(running.requests[0].prompt_ids)}
+        if running.requests[0].tenant:
+            self.fields["tenant"] = running.requests[0].tenant
 
     def events(self, events: list[Event]) -> None:
         self.fields["output_tokens"] = self.fields.get("output_tokens", 0) + sum(len(e.token_ids) for e in events)
         finish = events[-1].finish
         if finish is not None:
             self.fields |= {
+                "cached_prompt_tokens": finish.cached_prompt_tokens,
                 "finish_reason": finish.reason.value,
                 "queue_ms": round(finish.queue_s * 1e3, 3),
                 "ttft_ms": round(finish.first_token_s * 1e3, 3),

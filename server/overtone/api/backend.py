@@ -20,6 +20,7 @@ from overtone.api.convert import Draft, PromptSource
 from overtone.api.metrics import Metrics
 from overtone.api.sampling_params import seed_of
 from overtone.api.sessions import Session, SessionTable
+from overtone.api.tenants import tenant_weights
 from overtone.api.threads import run_abandonable
 from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
@@ -129,6 +130,9 @@ class Backend:
             top_n=draft.top_n,
             prompt_logprobs=draft.prompt_logprobs,
             guide=guide,
+            tenant=draft.turn.tenant,
+            priority=draft.turn.priority,
+            cache_salt=draft.turn.cache_salt,
         )
         requests = (request, *(_another(request, index) for index in range(1, draft.n)))
         session = self._sessions.submit(self.engine, requests, lease)
@@ -247,6 +251,9 @@ def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:
         page_tokens=config.page_tokens,
         cache_pages=pages,
         max_queue=config.max_queue,
+        max_queue_tokens=config.max_queue_tokens,
+        prefix_cache=config.prefix_cache,
+        tenant_weights=tenant_weights(config.tenant_weight),
     )
 
 

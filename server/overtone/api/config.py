@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from overtone.api.tenants import tenant_weights
 from overtone.engine.config import check_step_tokens
 from overtone.errors import ConfigError
 
@@ -61,6 +62,16 @@ class ServerConfig:
     kv_cache_mib: int = field(default=2048, metadata=_about("Memory for keys and values, in MiB.", least=1))
     page_tokens: int = field(default=16, metadata=_about("Tokens in one page of the key-value cache.", least=1))
     max_queue: int = field(default=256, metadata=_about("Requests that may wait; more are refused.", least=1))
+    max_queue_tokens: int = field(
+        default=1 << 20,
+        metadata=_about("Tokens, prompt and completion, that waiting requests may need; more are refused.", least=1),
+    )
+    prefix_cache: bool = field(
+        default=True, metadata=_about("Share cached pages between requests of a tenant that begin alike.")
+    )
+    tenant_weight: tuple[str, ...] = field(
+        default=(), metadata=_about("NAME=WEIGHT: a tenant's share of the service, by default 1; repeatable.")
+    )
     default_max_new_tokens: int = field(
         default=256, metadata=_about("Completion length where a request names none.", least=1)
     )
@@ -131,6 +142,7 @@ class ServerConfig:
 
     def _check_limits(self) -> None:
         check_step_tokens(self.max_step_tokens, self.max_batch)
+        tenant_weights(self.tenant_weight)
         if self.max_inline_adapter_mib > 15:
             raise ConfigError(
                 f"max_inline_adapter_mib ({self.max_inline_adapter_mib}) must be at most 15: a message holds 16 MiB",

@@ -13,6 +13,7 @@ from overtone.adapters.lease import Share
 from overtone.adapters.store import Wanted
 from overtone.api import sampling_params
 from overtone.api.shares import wanted_adapters
+from overtone.api.tenants import is_tenant
 from overtone.engine.grammars import GuideSpec
 from overtone.engine.logprobs import MAX_TOP_N
 from overtone.engine.types import Finish, FinishReason, Request, SamplingParams, StoppingParams, TokenLogprob
@@ -22,6 +23,8 @@ from overtone.v1 import generation_pb2 as pb
 MAX_REQUEST_ID_CHARS = 128
 MAX_MESSAGES = 4096
 MAX_ROLE_CHARS = 64
+MAX_PRIORITY = 10
+MAX_SALT_CHARS = 128
 
 _REASONS = {
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -32,6 +35,15 @@ _REASONS = {
 
 PromptSource: TypeAlias = str | tuple[int, ...] | list[dict[str, str]]
 """Text, token ids, or chat messages with role and content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose request it is: what decides when it runs and with whom it shares cached pages."""
+
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,7 @@ class Draft:
     prompt_logprobs: bool
     n: int
     guide: GuideSpec | None
+    turn: Turn = Turn()
     length_defaulted: bool = False  # max_new_tokens is the server's default: to be cut to what the context leaves
 
 
@@ -72,8 +85,21 @@ def draft(request: pb.GenerateRequest, default_max_new_tokens: int, max_tokens: 
         prompt_logprobs=request.response.prompt_logprobs,
         n=sampling_params.completions(request),
         guide=sampling_params.guided(request),
+        turn=_turn(request),
         length_defaulted=request.stopping.max_new_tokens == 0,
     )
+
+
+def _turn(request: pb.GenerateRequest) -> Turn:
+    if not is_tenant(request.tenant):
+        raise InvalidRequest('tenant must be at most 64 characters of "a-z0-9-_."', field="tenant")
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidRequest(
+            f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {request.priority}", field="priority"
+        )
+    if len(request.cache_salt) > MAX_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must be at most {MAX_SALT_CHARS} characters", field="cache_salt")
+    return Turn(request.tenant, request.priority, request.cache_salt)
 
 
 def prompt(request: pb.GenerateRequest | pb.TokenizeRequest, max_tokens: int) -> PromptSource:
@@ -123,7 +149,11 @@ def outcome(finish: Finish, draft: Draft, request: Request, shares: Sequence[Sha
     return pb.Outcome(
         finish_reason=_REASONS[finish.reason],
         stop=finish.stop,
-        usage=pb.Usage(prompt_tokens=len(request.prompt_ids), completion_tokens=finish.completion_tokens),
+        usage=pb.Usage(
+            prompt_tokens=len(request.prompt_ids),
+            completion_tokens=finish.completion_tokens,
+            cached_prompt_tokens=finish.cached_prompt_tokens,
+        ),
         timings=pb.Timings(
             queue=_duration(finish.queue_s),
             first_token=_duration(finish.first_token_s),

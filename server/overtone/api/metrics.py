@@ -68,6 +68,16 @@ class Metrics:
         self._running = gauge("requests_running", "Requests in the batch")
         self._waiting = gauge("requests_waiting", "Requests in the queue")
         self._kv_used = gauge("kv_cache_usage_ratio", "Pages of the KV cache in use, 0 to 1")
+        self._kv_cached = gauge("prefix_cache_pages", "Pages of the KV cache that may be found by their contents")
+        self._prefix_queries = Counter(
+            "overtone_prefix_cache_query_tokens", "Tokens looked up in the prefix cache", registry=registry
+        )
+        self._prefix_hits = Counter(
+            "overtone_prefix_cache_hit_tokens", "Tokens found in the prefix cache", registry=registry
+        )
+        self._prefix_evictions = Counter(
+            "overtone_prefix_cache_evictions", "Pages that the prefix cache gave up", registry=registry
+        )
         self._resident = gauge("adapters_resident", "Adapters in memory")
         self._resident_bytes = gauge("adapters_resident_bytes", "Memory of resident adapters")
         self._registered = gauge("adapters_registered", "Adapters in the catalogue")
@@ -108,6 +118,10 @@ class Metrics:
         self._waiting.set(stats.waiting)
         self._kv_used.set(stats.pages_used / max(1, stats.pages_total))
         self._preemptions.inc(stats.preemptions)
+        self._kv_cached.set(stats.pages_cached)
+        self._prefix_queries.inc(stats.prefix_query_tokens)
+        self._prefix_hits.inc(stats.prefix_hit_tokens)
+        self._prefix_evictions.inc(stats.prefix_evictions)
         if stats.prefill_tokens or stats.decode_tokens:
             self._step.observe(stats.duration_s)
             self._distinct.observe(stats.distinct_adapters)

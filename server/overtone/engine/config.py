@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from overtone.errors import ConfigError
+
+_COUNTS = (
+    "max_batch",
+    "max_step_tokens",
+    "max_context_tokens",
+    "page_tokens",
+    "cache_pages",
+    "max_queue",
+    "max_queue_tokens",
+)
 
 
 def check_step_tokens(max_step_tokens: int, max_batch: int) -> None:
@@ -20,7 +32,9 @@ def check_step_tokens(max_step_tokens: int, max_batch: int) -> None:
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """max_batch: requests in one step; max_step_tokens: packed tokens in one step; cache_pages: pages of the KV cache
-    beside page 0, which stays empty; max_queue: requests that may wait."""
+    beside page 0, which stays empty; max_queue: requests that may wait; max_queue_tokens: tokens that they may need at most,
+    prompt and completion together; prefix_cache: whether requests share pages; tenant_weights: shares of the service, 1 for
+    a tenant that is not named."""
 
     max_batch: int = 64
     max_step_tokens: int = 512
@@ -28,11 +42,17 @@ class EngineConfig:
     page_tokens: int = 16
     cache_pages: int = 1024
     max_queue: int = 256
+    max_queue_tokens: int = 1 << 20
+    prefix_cache: bool = True
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_step_tokens", "max_context_tokens", "page_tokens", "cache_pages", "max_queue"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", field=name)
+        for tenant, weight in self.tenant_weights.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ConfigError(f"tenant_weight of {tenant!r} must be above 0, not {weight:g}", field="tenant_weight")
         check_step_tokens(self.max_step_tokens, self.max_batch)
         if self.cache_pages * self.page_tokens < self.max_context_tokens:
             raise ConfigError(

@@ -15,6 +15,7 @@ from collections.abc import Sequence as SequenceABC
 import torch
 
 from overtone.engine.config import EngineConfig
+from overtone.engine.deadlines import Deadlines
 from overtone.engine.detokenizer import Detokenizer
 from overtone.engine.logprobs import take_prompt_logprobs
 from overtone.engine.sampler import sample
@@ -58,10 +59,13 @@ class Engine:
         self._eos = eos_token_ids
         self._builder = EventBuilder(eos_token_ids)
         self._wake = threading.Condition()
-        self._submitted: list[Request] = []  # these six under _wake
+        self._sequences: dict[str, Sequence] = {}
+        self._deadlines = Deadlines()
+        self._submitted: list[Request] = []  # these seven under _wake
         self._dead: EngineError | None = None
         self._cancelled: dict[str, OvertoneError] = {}
         self._waiting = 0
+        self._waiting_tokens = 0
         self._draining = False
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="overtone-engine", daemon=True)
@@ -78,23 +82,30 @@ class Engine:
         dead.
         """
         limit = self._config.max_context_tokens
-        tokens = len(request.prompt_ids) + request.stopping.max_new_tokens
-        if tokens > limit:
-            raise PromptTooLong(f"{tokens} tokens exceed the context of {limit}", field="prompt")
+        if request.max_tokens > limit:
+            raise PromptTooLong(f"{request.max_tokens} tokens exceed the context of {limit}", field="prompt")
         with self._wake:
             if self._dead is not None:
                 raise self._dead
             if self._draining or self._stopping:
                 raise Draining("the server is shutting down")
-            if self._waiting >= self._config.max_queue:
-                raise QueueFull(
-                    f"{self._waiting} requests are waiting already (max_queue)",
-                    retry_after_s=1.0,
-                    metadata={"max_queue": str(self._config.max_queue)},
-                )
+            self._check_queue(request)
             self._waiting += 1
+            self._waiting_tokens += request.max_tokens
             self._submitted.append(request)
             self._wake.notify()
+
+    def _check_queue(self, request: Request) -> None:
+        """A request that waits alone is never refused for its tokens."""
+        config, tokens = self._config, self._waiting_tokens + request.max_tokens
+        if self._waiting >= config.max_queue:
+            problem, limit, value = f"{self._waiting} requests are waiting already", "max_queue", config.max_queue
+        elif self._waiting and tokens > config.max_queue_tokens:
+            problem = f"with this request up to {tokens} tokens would be waiting"
+            limit, value = "max_queue_tokens", config.max_queue_tokens
+        else:
+            return
+        raise QueueFull(f"{problem} ({limit})", retry_after_s=1.0, metadata={limit: str(value)})
 
     def cancel(self, request_id: str, error: OvertoneError | None = None) -> None:
         """Ends a request before the next step, with `error` as its last event. Unknown ids are ignored."""
@@ -155,7 +166,8 @@ class Engine:
         started = time.monotonic()
         plan = self._scheduler.schedule()
         with self._wake:
-            self._waiting = len(self._scheduler.waiting) + len(self._submitted)
+            self._waiting = self._scheduler.waiting + len(self._submitted)
+            self._waiting_tokens = self._scheduler.waiting_tokens + sum(r.max_tokens for r in self._submitted)
         if plan is not None:
             self._mark_admitted(plan, started)
             try:
@@ -165,7 +177,7 @@ class Engine:
             except Exception as error:
                 log.exception("a step failed; its %d requests end with an error", len(plan.chunks))
                 failure = error if isinstance(error, OvertoneError) else EngineError("the model failed on this batch")
-                events += [self._end(c.sequence, failure) for c in plan.chunks if c.sequence in self._scheduler.running]
+                events += [self._end(c.sequence, failure) for c in plan.chunks if c.sequence.rank is not None]
                 self._failed_steps += 1
         self._deliver(StepReport(tuple(events), self._stats(plan, time.monotonic() - started)))
         if self._failed_steps >= _MAX_FAILED_STEPS:
@@ -191,15 +203,14 @@ class Engine:
                 log.exception("a prompt was refused by the tokenizer")
                 events.append(Event(request.request_id, error=EngineError("the tokenizer refused the prompt")))
                 continue
-            self._scheduler.add(Sequence(request, detokenizer))
-        now = time.monotonic()
-        for sequence in list(self._scheduler):
-            request = sequence.request
-            error = cancelled.get(request.request_id)
-            if error is None and request.deadline is not None and now >= request.deadline:
-                error = DeadlineExceeded("the request's deadline passed")
-            if error is not None:
-                events.append(self._end(sequence, error))
+            sequence = self._sequences[request.request_id] = Sequence(request, detokenizer)
+            self._scheduler.add(sequence)
+            self._deadlines.add(sequence)
+        for request_id, error in cancelled.items():
+            if request_id in self._sequences:
+                events.append(self._end(self._sequences[request_id], error))
+        for sequence in self._deadlines.passed(time.monotonic()):
+            events.append(self._end(sequence, DeadlineExceeded("the request's deadline passed")))
         return events
 
     def _mark_admitted(self, plan: StepPlan, now: float) -> None:
@@ -212,29 +223,44 @@ class Engine:
         completed = [chunk.sequence for chunk in plan.chunks if chunk.completes]
         sampled = sample(logits[: len(completed)], completed, self._eos)
         take_prompt_logprobs(plan, logits[len(completed) :])
+        unsound = {s for s, choice in zip(completed, sampled, strict=True) if choice.token_id is None}
+        for sequence in unsound:
+            self._scheduler.pages.withdraw(sequence)
         for chunk in plan.chunks:
-            chunk.sequence.computed += chunk.length
+            self._scheduler.advance(chunk, sound=chunk.sequence not in unsound)
         for sequence, choice in zip(completed, sampled, strict=True):
             event = self._builder.advance(sequence, choice, time.monotonic())
             if event.last:
-                self._scheduler.remove(sequence)
+                self._remove(sequence)
             events.append(event)
 
     def _end(self, sequence: Sequence, error: OvertoneError) -> Event:
-        self._scheduler.remove(sequence)
+        self._remove(sequence)
         return Event(sequence.request.request_id, error=error)
+
+    def _remove(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        self._deadlines.remove(sequence)
+        if self._sequences.get(sequence.request.request_id) is sequence:
+            del self._sequences[sequence.request.request_id]
 
     def _stats(self, plan: StepPlan | None = None, duration_s: float = 0.0) -> StepStats:
         chunks = plan.chunks if plan else ()
+        pages = self._scheduler.pages
+        counts = pages.take_counts()
         return StepStats(
             duration_s=duration_s,
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            pages_used=self._scheduler.pages.used,
-            pages_total=self._scheduler.pages.total,
+            waiting=self._scheduler.waiting,
+            pages_used=pages.used,
+            pages_total=pages.total,
             prefill_tokens=sum(c.length for c in plan.prefills) if plan else 0,
             decode_tokens=len(plan.decodes) if plan else 0,
             chunks=len(chunks),
             distinct_adapters=len({c.sequence.request.adapter_key for c in chunks} - {""}),
             preemptions=plan.preempted if plan else 0,
+            pages_cached=pages.cached,
+            prefix_query_tokens=counts.query_tokens,
+            prefix_hit_tokens=counts.hit_tokens,
+            prefix_evictions=counts.evictions,
         )

@@ -18,6 +18,10 @@ class PageAllocator:
     def used(self) -> int:
         return len(self._owned)
 
+    @property
+    def available(self) -> int:
+        return len(self._free)
+
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)
 

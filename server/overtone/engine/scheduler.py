@@ -1,17 +1,21 @@
 """What runs in the next step: continuous batching with chunked prefill and preemption by recomputation. Torch-free.
 
-Decoding sequences go first, one token each; the rest of the step's token budget goes to prompts, in order of arrival. When
-pages run out, the sequence admitted last gives its own up and starts again later from its tokens.
+Decoding sequences go first, one token each; the rest of the step's token budget is shared by the prompts under way. Who is
+admitted next is for priority first (strictly) and for a fair queue within one priority. When pages run out, the running
+sequence of the lowest priority that was admitted last gives its own up and starts again later from its tokens.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from overtone.engine.config import EngineConfig
+from overtone.engine.fair import FairQueue
 from overtone.engine.pages import PageAllocator
+from overtone.engine.prefix import CachedPage, PrefixCache
 from overtone.engine.sequence import Sequence
 
 
@@ -30,7 +34,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """decodes: chunks of one token that complete; prefills: the others; fresh_pages: pages handed out for this step."""
+    """decodes: chunks of one token that complete; prefills: the others, and those of sequences admitted in this step;
+    fresh_pages: pages handed out for this step, whose former contents must go (pages found in the prefix cache are not
+    among them)."""
 
     decodes: tuple[Chunk, ...]
     prefills: tuple[Chunk, ...]
@@ -47,76 +53,140 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self.pages = PageAllocator(config.cache_pages, config.page_tokens)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of admission
+        self.pages = PrefixCache(PageAllocator(config.cache_pages, config.page_tokens), enabled=config.prefix_cache)
+        self.running: list[Sequence] = []  # highest priority first, then in order of admission
+        self.waiting = 0
+        self.waiting_tokens = 0  # that the waiting may need at most
+        self._queues: dict[int, FairQueue] = {}  # by priority; only those with something queued or running
+        self._admissions = itertools.count()
         self._fresh: list[int] = []
         self._preempted = 0
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
-        yield from self.waiting
+        for queue in self._queues.values():
+            yield from queue
+
+    @property
+    def flows(self) -> int:
+        """Adapters of tenants that something is known of: those with something queued or running."""
+        return sum(queue.flows for queue in self._queues.values())
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        queue = self._queues.setdefault(sequence.request.priority, FairQueue(self._config.tenant_weights))
+        queue.add(sequence)
+        self._count_waiting(sequence, 1)
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees its pages."""
-        if sequence in self.running:
-            self.running.remove(sequence)
+        """Takes a sequence out, wherever it is, and lets go of its pages."""
+        queue = self._queue(sequence)
+        if sequence.rank is None:
+            queue.take(sequence)
+            self._count_waiting(sequence, -1)
         else:
-            self.waiting.remove(sequence)
-        self._release(sequence)
+            self.running.remove(sequence)
+            sequence.rank = None
+        self.pages.release(sequence)
+        queue.leave(sequence)
+        if not queue.flows:
+            del self._queues[sequence.request.priority]
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None if there is nothing to do."""
         self._fresh, self._preempted = [], 0
-        decodes = self._schedule_decodes()
-        budget = self._config.max_step_tokens - len(decodes)
-        prefills: list[Chunk] = []
         for sequence in self.running:
-            if sequence.pending > 1 or sequence.computed == 0:
-                budget -= self._add_chunk(sequence, budget, prefills)
-        while self.waiting and budget > 0 and len(self.running) < self._config.max_batch:
-            if not self._grow(self.waiting[0]):
-                break
-            self.running.append(self.waiting.popleft())
-            budget -= self._add_chunk(self.running[-1], budget, prefills)
+            # Another request may have published meanwhile what this one would compute next.
+            if sequence.pending > 1 and (found := self.pages.match(sequence)):
+                self.pages.use(sequence, found)
+        decodes = self._schedule_decodes()
+        if not self._preempted:
+            self._admit()
+        decoding = set(decodes)
+        prompts = [sequence for sequence in self.running if sequence not in decoding]
+        prefills = _share(prompts, self._config.max_step_tokens - len(decodes))
         if not decodes and not prefills:
             return None
-        return StepPlan(tuple(decodes), tuple(prefills), tuple(self._fresh), self._preempted)
+        return StepPlan(tuple(Chunk(s, 1) for s in decodes), prefills, tuple(self._fresh), self._preempted)
 
-    def _schedule_decodes(self) -> list[Chunk]:
-        ready = [s for s in self.running if s.pending == 1 and s.computed > 0]
+    def advance(self, chunk: Chunk, *, sound: bool) -> None:
+        """The step has computed this chunk. sound: as far as one can see without NaN, so that others may use its pages."""
+        chunk.sequence.computed += chunk.length
+        if sound:
+            self.pages.publish(chunk.sequence)
+
+    def _schedule_decodes(self) -> list[Sequence]:
+        ready = [s for s in self.running if s.pending == 1]
         for sequence in ready:
-            while sequence in self.running and not self._grow(sequence):
+            while sequence.rank is not None and not self._grow(sequence):
                 self._preempt(self.running[-1])
-        return [Chunk(s, 1) for s in ready if s in self.running]
+        decodes = [s for s in ready if s.rank is not None]
+        for sequence in decodes:
+            self._charge(sequence)
+        return decodes
 
-    @staticmethod
-    def _add_chunk(sequence: Sequence, budget: int, prefills: list[Chunk]) -> int:
-        length = min(sequence.pending, budget)
-        if length > 0:
-            prefills.append(Chunk(sequence, length))
-        return length
+    def _admit(self) -> None:
+        """Who finds no room for all its tokens holds up whoever comes after it: else long prompts would starve."""
+        for priority in sorted(self._queues, reverse=True):
+            queue = self._queues[priority]
+            while len(self.running) < self._config.max_batch and (sequence := queue.first()) is not None:
+                found = self.pages.match(sequence)
+                if not self.pages.fits(sequence, found):
+                    return
+                queue.take(sequence)
+                self._count_waiting(sequence, -1)
+                if not sequence.charged:
+                    self.pages.count_query(sequence)
+                self._start(sequence, found)
+
+    def _start(self, sequence: Sequence, found: list[CachedPage]) -> None:
+        sequence.rank = (-sequence.request.priority, next(self._admissions))
+        bisect.insort(self.running, sequence, key=lambda each: each.rank or ())
+        self.pages.use(sequence, found)
+        self._grow(sequence)
+        self._charge(sequence)
 
     def _grow(self, sequence: Sequence) -> bool:
         """Gives `sequence` the pages for all its tokens, or none."""
-        missing = self.pages.pages_for(sequence.num_tokens) - len(sequence.pages)
+        missing = max(0, self.pages.pages_for(sequence.num_tokens) - len(sequence.pages))
         if not self.pages.can_allocate(missing):
             return False
-        pages = self.pages.allocate(max(0, missing))
+        pages = self.pages.allocate(missing)
         sequence.pages += pages
         self._fresh += pages
         return True
 
+    def _charge(self, sequence: Sequence) -> None:
+        """For its tokens that are new: neither charged before nor found in the cache."""
+        new = sequence.num_tokens - max(sequence.charged, sequence.computed)
+        sequence.charged = sequence.num_tokens
+        self._queue(sequence).charge(sequence, max(0, new))
+
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._release(sequence)
-        self.waiting.appendleft(sequence)
+        sequence.rank = None
+        self.pages.release(sequence)
+        self._queue(sequence).put_back(sequence)
+        self._count_waiting(sequence, 1)
         self._preempted += 1
 
-    def _release(self, sequence: Sequence) -> None:
-        self.pages.free(sequence.pages)
-        sequence.pages = []
-        sequence.computed = 0
+    def _queue(self, sequence: Sequence) -> FairQueue:
+        return self._queues[sequence.request.priority]
+
+    def _count_waiting(self, sequence: Sequence, sign: int) -> None:
+        self.waiting += sign
+        self.waiting_tokens += sign * sequence.request.max_tokens
+
+
+def _share(prompts: list[Sequence], budget: int) -> tuple[Chunk, ...]:
+    """The first prompt gets up to half, so that everyone's turn comes; the rest goes to the highest priority and there to
+    what is nearest to its end, so that a short prompt never waits for all of a long one."""
+    if not prompts:
+        return ()
+    lengths = dict.fromkeys(prompts, 0)
+    lengths[prompts[0]] = min(prompts[0].pending, max(1, budget // 2))
+    budget -= lengths[prompts[0]]
+    for sequence in sorted(prompts, key=lambda s: (-s.request.priority, s.pending - lengths[s])):
+        more = min(sequence.pending - lengths[sequence], budget)
+        lengths[sequence] += more
+        budget -= more
+    return tuple(Chunk(sequence, length) for sequence, length in lengths.items() if length)

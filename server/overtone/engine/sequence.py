@@ -18,7 +18,13 @@ class Sequence:
     detokenizer: Detokenizer
     output_ids: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)  # set by the scheduler
-    computed: int = 0  # set by the scheduler (0 when preempted) and the engine (after a step)
+    computed: int = 0  # set by the scheduler (found in the prefix cache; 0 when preempted) and after each step
+    rank: tuple[int, int] | None = None  # set by the scheduler: place among the running, None while it waits
+    charged: int = 0  # tokens that its tenant has paid for
+    page_keys: list[bytes] = field(default_factory=list)  # these four are the prefix cache's: root, then one per page
+    published: int = 0  # leading pages that came from the cache or went to it
+    reached: int = 0  # the most that was computed before a preemption
+    cached_tokens: int = 0  # found in the cache
     admitted_time: float | None = None  # first step that worked on it
     first_token_time: float | None = None
     seen: SeenTokens | None = None  # these two by the sampler, which derives them from `output_ids`

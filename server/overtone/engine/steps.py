@@ -76,4 +76,5 @@ def _finish(sequence: Sequence, reason: FinishReason, stop: str, now: float) -> 
         first_token_s=sequence.first_token_time - arrival,
         total_s=now - arrival,
         stop_token_id=_stop_token(sequence, reason, stop),
+        cached_prompt_tokens=sequence.cached_tokens,
     )

@@ -62,9 +62,11 @@ class StoppingParams:
 class Request:
     """One generation, validated. Times are `time.monotonic()` seconds.
 
-    adapter: the resident adapter's deltas by module, None for the base model; adapter_key: its version digest, for
-    statistics only. The caller keeps the adapter pinned until the request's last event. prompt_logprobs: the first event
-    has them; the whole prompt must then be computed for this request. guide: what the output must match.
+    adapter: the resident adapter's deltas by module, None for the base model; adapter_key: its version digest, by which
+    pages of the KV cache are shared and adapters take turns (with an adapter but without a key nothing is shared). The
+    caller keeps the adapter pinned until the request's last event. tenant: takes turns with the others, and shares pages
+    with none of them; cache_salt: pages are shared only where it is the same; priority: larger goes first. prompt_logprobs:
+    the first event has them; the whole prompt must then be computed for this request. guide: what the output must match.
     """
 
     request_id: str
@@ -79,6 +81,14 @@ class Request:
     top_n: int = 0
     prompt_logprobs: bool = False
     guide: Guide | None = None
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+
+    @property
+    def max_tokens(self) -> int:
+        """Prompt and completion, if it gets as long as it may."""
+        return len(self.prompt_ids) + self.stopping.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a generation ended. Seconds since arrival."""
+    """How a generation ended. Seconds since arrival. cached_prompt_tokens: found in the prefix cache."""
 
     reason: FinishReason
     stop: str
@@ -107,6 +117,7 @@ class Finish:
     first_token_s: float
     total_s: float
     stop_token_id: int | None = None
+    cached_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +142,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """The engine after one step."""
+    """The engine after one step. pages_used: by requests; pages_cached: findable by their contents, used or not; the
+    prefix cache's tokens and evictions are those since the step before."""
 
     duration_s: float = 0.0
     running: int = 0
@@ -143,6 +155,10 @@ class StepStats:
     chunks: int = 0
     distinct_adapters: int = 0
     preemptions: int = 0
+    pages_cached: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_evictions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

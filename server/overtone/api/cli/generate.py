@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 @click.option("--logprobs", is_flag=True, help="With --json: the log-probability of every token.")
 @click.option("--top-n", type=click.IntRange(0, 20), default=0, help="With --json: also the n likeliest alternatives.")
 @click.option("--echo-prompt", is_flag=True, help="With --json: the prompt as the model saw it.")
+@click.option("--tenant", help="On whose behalf; tenants take turns.")
+@click.option("--priority", type=click.IntRange(-10, 10), help="Larger goes first; default 0.")
 @click.option("--request-id", help="Appears in the server's log.")
 @click.option("--chat", is_flag=True, help="PROMPT is what a user says to a chat model.")
 @click.option("--stream/--no-stream", default=None, help="Print while it comes; the default without --json and -n.")

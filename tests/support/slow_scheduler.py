@@ -1,0 +1,242 @@
+"""The scheduler's rules said plainly: lists that are searched whole, nothing kept that can be counted again. An oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from overtone.engine.config import EngineConfig
+
+
+@dataclass(eq=False)
+class Page:
+    """content: what it may be found by; None while it is its owner's alone. left: when its last user went."""
+
+    content: tuple | None = None
+    left: int = -1
+
+
+@dataclass(eq=False)
+class Job:
+    name: str
+    priority: int
+    tenant: str
+    salt: str
+    adapter: str | None
+    """None: an adapter without a name, which must not share."""
+    tokens: list[int]
+    computed: int = 0
+    pages: list[Page] = field(default_factory=list)
+    admitted: int | None = None
+    put_off: int | None = None
+    charged: int = 0
+    reached: int = 0
+    cached: int = 0
+    unsound: bool = False
+
+    @property
+    def pending(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def flow(self) -> str:
+        return self.adapter or ""
+
+
+class SlowScheduler:
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.jobs: list[Job] = []  # alive, in order of arrival
+        self.cached: list[Page] = []
+        self.clocks: dict[
+            tuple, float
+        ] = {}  # (priority, tenant) and (priority, tenant, adapter), in order of activation
+        self.time = 0
+        self.fresh = self.preempted = self.evicted = 0
+
+    # -- who is where
+
+    @property
+    def running(self) -> list[Job]:
+        return sorted((j for j in self.jobs if j.admitted is not None), key=lambda j: (-j.priority, j.admitted))
+
+    @property
+    def waiting(self) -> list[Job]:
+        return [job for job in self.jobs if job.admitted is None]
+
+    def users(self, page: Page) -> int:
+        return sum(page in job.pages for job in self.jobs)
+
+    @property
+    def used(self) -> int:
+        return len({page for job in self.jobs for page in job.pages})
+
+    def room(self) -> int:
+        return self.config.cache_pages - self.used
+
+    def tick(self) -> int:
+        self.time += 1
+        return self.time
+
+    # -- arrivals and departures
+
+    def add(self, job: Job) -> None:
+        level, tenant = (job.priority,), (job.priority, job.tenant)
+        for key, above in ((tenant, level), ((*tenant, job.flow), tenant)):
+            beside = [time for k, time in self.clocks.items() if len(k) == len(key) and k[: len(above)] == above]
+            self.clocks.setdefault(key, min(beside, default=0.0))
+        self.jobs.append(job)
+
+    def remove(self, job: Job) -> None:
+        self.release(job)
+        self.jobs.remove(job)
+        active = {key for j in self.jobs for key in ((j.priority, j.tenant), (j.priority, j.tenant, j.flow))}
+        self.clocks = {key: time for key, time in self.clocks.items() if key in active}
+
+    def release(self, job: Job) -> None:
+        for page in reversed(job.pages):
+            page.left = self.tick()
+        job.reached = max(job.reached, job.computed)
+        job.pages, job.computed = [], 0
+
+    # -- pages
+
+    def content(self, job: Job, index: int) -> tuple | None:
+        if job.adapter is None or not self.config.prefix_cache:
+            return None
+        return job.tenant, job.salt, job.adapter, tuple(job.tokens[: (index + 1) * self.config.page_tokens])
+
+    def find(self, content: tuple | None) -> Page | None:
+        return next((page for page in self.cached if content is not None and page.content == content), None)
+
+    def matches(self, job: Job) -> list[Page]:
+        size, found = self.config.page_tokens, []
+        first = job.computed // size
+        if first and job.pages[first - 1] not in self.cached:
+            return []
+        for index in range(first, (len(job.tokens) - 1) // size):
+            page = self.find(self.content(job, index))
+            if page is None:
+                break
+            found.append(page)
+        return found
+
+    def use(self, job: Job, found: list[Page]) -> None:
+        size = self.config.page_tokens
+        first = job.computed // size
+        job.pages[first : first + len(found)] = found
+        before = max(job.computed, job.reached)
+        job.computed = (first + len(found)) * size
+        job.cached += max(0, job.computed - before)
+
+    def grow(self, job: Job) -> bool:
+        missing = -(-len(job.tokens) // self.config.page_tokens) - len(job.pages)
+        if missing > self.room():
+            return False
+        for _ in range(missing):
+            self.fresh += 1
+            if self.used + len([p for p in self.cached if not self.users(p)]) == self.config.cache_pages:
+                oldest = min((p for p in self.cached if not self.users(p)), key=lambda p: p.left)
+                self.cached.remove(oldest)
+                self.evicted += 1
+            job.pages.append(Page())
+        return True
+
+    def publish(self, job: Job) -> None:
+        for index in range(job.computed // self.config.page_tokens):
+            page = job.pages[index]
+            if page in self.cached:
+                continue
+            content = self.content(job, index)
+            # A page that was withdrawn still has its content, and is not found again.
+            if content is None or page.content is not None or (index and job.pages[index - 1] not in self.cached):
+                return
+            known = self.find(content)
+            if known is not None:
+                job.pages[index] = known
+            else:
+                page.content = content
+                self.cached.append(page)
+
+    def withdraw(self, job: Job) -> None:
+        first = job.pages[0]
+        if first in self.cached:
+            size = self.config.page_tokens
+            root = (*first.content[:3], first.content[3][:size])
+            self.cached = [p for p in self.cached if (*p.content[:3], p.content[3][:size]) != root]
+
+    # -- a step
+
+    def charge(self, job: Job) -> None:
+        tokens = max(0, len(job.tokens) - max(job.charged, job.computed))
+        job.charged = len(job.tokens)
+        weight = self.config.tenant_weights.get(job.tenant, 1.0)
+        self.clocks[job.priority, job.tenant] += tokens / weight
+        self.clocks[job.priority, job.tenant, job.flow] += tokens
+
+    def next(self) -> Job | None:
+        if not self.waiting:
+            return None
+        top = max(job.priority for job in self.waiting)
+        level = [job for job in self.waiting if job.priority == top]
+        put_off = [job for job in level if job.put_off is not None]
+        if put_off:
+            return max(put_off, key=lambda job: job.put_off)
+        order = list(self.clocks)
+
+        def place(job: Job) -> tuple:
+            tenant, flow = (top, job.tenant), (top, job.tenant, job.flow)
+            return (
+                self.clocks[tenant], order.index(tenant), self.clocks[flow], order.index(flow), self.jobs.index(job)
+            )  # fmt: skip
+
+        return min(level, key=place)
+
+    def preempt(self, job: Job) -> None:
+        self.release(job)
+        job.admitted, job.put_off = None, self.tick()
+        self.preempted += 1
+
+    def step(self) -> tuple[list[str], list[tuple[str, int]]]:
+        """Names that decode; (name, length) of prompt chunks."""
+        self.fresh = self.preempted = 0
+        for job in self.running:
+            if job.pending > 1 and self.matches(job):
+                self.use(job, self.matches(job))
+        ready = [job for job in self.running if job.pending == 1]
+        for job in ready:
+            while job.admitted is not None and not self.grow(job):
+                self.preempt(self.running[-1])
+        decodes = [job for job in ready if job.admitted is not None]
+        for job in decodes:
+            self.charge(job)
+        while not self.preempted and len(self.running) < self.config.max_batch:
+            job = self.next()
+            if job is None:
+                break
+            found = self.matches(job)
+            needed = -(-len(job.tokens) // self.config.page_tokens) - len(found)
+            if needed > self.room() - sum(not self.users(page) for page in found):
+                break
+            job.admitted, job.put_off = self.tick(), None
+            self.use(job, found)
+            assert self.grow(job)
+            self.charge(job)
+        chunks = self.chunks([job for job in self.running if job not in decodes], len(decodes))
+        return [job.name for job in decodes], chunks
+
+    def chunks(self, prompts: list[Job], spent: int) -> list[tuple[str, int]]:
+        """Token by token."""
+        budget = self.config.max_step_tokens - spent
+        given = dict.fromkeys(prompts, 0)
+        first_share = max(1, budget // 2)
+        while budget > 0 and any(given[job] < job.pending for job in prompts):
+            if first_share and given[prompts[0]] < prompts[0].pending:
+                chosen = prompts[0]
+                first_share -= 1
+            else:
+                first_share = 0
+                open_ones = [job for job in prompts if given[job] < job.pending]
+                chosen = min(open_ones, key=lambda job: (-job.priority, job.pending - given[job]))
+            given[chosen] += 1
+            budget -= 1
+        return [(job.name, length) for job, length in given.items() if length]
