@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-
 from bench.hot_load import cpu
 from bench.peers import install, report
 from bench.peers.adapters import write_set
 from bench.peers.cells import CONTEXT, Cell, Configuration, cells, configurations
 from bench.peers.servers import OvertoneServer, PeerFailed, Server, VllmServer, preload_libraries
 from bench.peers.workload import Job
+
 from overtone.models.base import model_source
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +45,11 @@ def snapshot(proc: Path = PROC) -> Snapshot:
 
 
 def _process_texts(proc: Path) -> Iterable[str]:
-    for name in filter(str.isdigit, os.listdir(proc)):
+    for folder in proc.iterdir():
+        if not folder.name.isdigit():
+            continue
         try:
-            yield (proc / name / "stat").read_text(encoding="utf-8", errors="replace")
+            yield (folder / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue  # it ended meanwhile
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.peers.quiet import LIMIT
 from rich.console import Console
 from rich.table import Table
-
-from bench.peers.quiet import LIMIT
 
 Sample = Mapping[str, float]
 Row = dict[str, Any]

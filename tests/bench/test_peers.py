@@ -22,7 +22,7 @@ def test_percentile_is_numpys(values: list[float], q: float) -> None:
 
 @pytest.mark.parametrize(("values", "q"), [([], 50.0), ([1.0], -1.0), ([1.0], 101.0)])
 def test_percentile_refuses(values: list[float], q: float) -> None:
-    with pytest.raises(ValueError, match="values|within"):
+    with pytest.raises(ValueError, match=r"values|within"):
         percentile(values, q)
 
 
