@@ -73,6 +73,7 @@ class Backend:
         self._grammars = GrammarCompiler(base.codec.serialized(), base.vocab_size, base.eos_token_ids)
         self._sessions = SessionTable(loop, metrics, self._lease_threads)
         runner = ModelRunner(base, self.engine_config)
+        metrics.watch_adapter_rows(lambda: dict(runner.paths))
         self.engine = Engine(
             runner.run,
             base.codec.decode,

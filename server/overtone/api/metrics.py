@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from overtone.adapters.store import StoreStats
 from overtone.engine.types import StepStats
@@ -82,6 +84,10 @@ class Metrics:
         self._resident_bytes = gauge("adapters_resident_bytes", "Memory of resident adapters")
         self._registered = gauge("adapters_registered", "Adapters in the catalogue")
 
+    def watch_adapter_rows(self, rows: Callable[[], Mapping[str, int]]) -> None:
+        """rows: how often adapters were applied to a token's row of a layer, by path."""
+        self.registry.register(_AdapterRows(rows))
+
     def count_call(self, method: str, code: str) -> None:
         self._calls.labels(method, code).inc()
 
@@ -126,3 +132,20 @@ class Metrics:
             self._step.observe(stats.duration_s)
             self._distinct.observe(stats.distinct_adapters)
             self._batch.observe(stats.chunks)
+
+
+class _AdapterRows(Collector):
+    """Counted in the engine's thread, read when somebody scrapes."""
+
+    def __init__(self, rows: Callable[[], Mapping[str, int]]) -> None:
+        self._rows = rows
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "overtone_adapter_rows",
+            "Rows of adapted layers, by how the batch's adapters were applied to them",
+            labels=["path"],
+        )
+        for path, count in sorted(self._rows().items()):
+            family.add_metric([path], count)
+        yield family

@@ -18,6 +18,7 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.deadlines import Deadlines
 from overtone.engine.detokenizer import Detokenizer
 from overtone.engine.logprobs import take_prompt_logprobs
+from overtone.engine.rows import DecodeRows
 from overtone.engine.sampler import sample
 from overtone.engine.scheduler import Scheduler, StepPlan
 from overtone.engine.sequence import Sequence
@@ -56,6 +57,7 @@ class Engine:
         self._on_idle = on_idle
         self._failed_steps = 0
         self._scheduler = Scheduler(config)
+        self._decode_rows = DecodeRows()
         self._eos = eos_token_ids
         self._builder = EventBuilder(eos_token_ids)
         self._wake = threading.Condition()
@@ -169,6 +171,7 @@ class Engine:
             self._waiting = self._scheduler.waiting + len(self._submitted)
             self._waiting_tokens = self._scheduler.waiting_tokens + sum(r.max_tokens for r in self._submitted)
         if plan is not None:
+            plan = self._decode_rows.arrange(plan)
             self._mark_admitted(plan, started)
             try:
                 logits = self._run(plan)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from overtone.engine.batch import pack_tokens, place_tokens
 from overtone.engine.config import EngineConfig
 from overtone.engine.logprobs import prompt_rows
 from overtone.engine.scheduler import StepPlan
-from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
+from overtone.models.adapter_step import PATHS, AdapterRows, AdapterStep, Segment
 from overtone.models.base import BaseModel
 
 
@@ -23,6 +25,8 @@ class ModelRunner:
         self._cache = torch.zeros(
             base.num_layers, slots, 2, base.num_kv_heads, base.head_dim, dtype=base.dtype, device=base.device
         )
+        self.paths = Counter(dict.fromkeys(PATHS, 0))
+        """Rows times modules by how adapters were applied to them (see `AdapterRows`), since the start."""
         self.forget()
 
     @torch.inference_mode()
@@ -48,7 +52,7 @@ class ModelRunner:
 
     def forget(self) -> None:
         """Lets go of the adapters of the last batch: their leases have ended."""
-        self._rows, self._head_rows = AdapterRows(self._base.device), AdapterRows(self._base.device)
+        self._rows, self._head_rows = (AdapterRows(self._base.device, self.paths) for _ in range(2))
 
     def _clear(self, pages: tuple[int, ...]) -> None:
         """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""

@@ -28,17 +28,20 @@ class Segment:
     deltas: AdapterDeltas | None
 
 
-class AdapterRows:
-    """What is kept of the adapters from one forward pass to the next, and what they were counted as.
+PATHS = ("sparse", "stacked", "shared", "prompt")
 
-    paths: rows times modules by how their cores were applied: "sparse" and "stacked" (all adapters of the batch in one
-    product), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt). Whoever reads it may clear it.
+
+class AdapterRows:
+    """What is kept of the adapters from one forward pass to the next.
+
+    paths: counts rows times modules by how their cores were applied: "sparse" and "stacked" (all adapters of the batch in
+    one product), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt).
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, paths: Counter[str] | None = None) -> None:
         self.outlines = Outlines()
         self.decodes = DecodeBatch(device)
-        self.paths: Counter[str] = Counter()
+        self.paths: Counter[str] = Counter() if paths is None else paths
 
 
 @dataclass(frozen=True, slots=True)
