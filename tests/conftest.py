@@ -22,7 +22,7 @@ def _two_threads() -> None:
 
 @pytest.fixture
 def tiny_server(tmp_path: Path) -> Iterator[ThreadServer]:
-    with ThreadServer(tmp_path / "store", tiny_base(), adapter_root=(tmp_path,), max_queue=8) as server:
+    with ThreadServer(tmp_path / "store", tiny_base(), adapter_root=(tmp_path,), max_queue=32) as server:
         yield server
 
 

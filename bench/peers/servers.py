@@ -55,7 +55,8 @@ class OvertoneServer(Server):
     """`overtone serve` with a store of its own."""
 
     def __init__(self, model: str, store: Path, cache: Path, dtype: str, extra: tuple[str, ...]) -> None:
-        self.settings = ["--dtype", dtype, "--max-batch", "64", *extra]
+        # As for the peer: every prompt is computed, in every run.
+        self.settings = ["--dtype", dtype, "--max-batch", "64", "--no-prefix-cache", *extra]
         place = ["--model", model, "--store", str(store), "--model-cache", str(cache)]
         self._process = ServerProcess([*place, *self.settings])
         try:

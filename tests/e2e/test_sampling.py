@@ -113,12 +113,12 @@ def test_several_completions_are_those_of_their_seeds(tiny_server: ThreadServer)
 
 def test_leaving_cancels_every_completion(tiny_server: ThreadServer) -> None:
     with tiny_server.client() as client:
-        stream = client.stream(token_ids=[1], temperature=1.0, n=6, max_new_tokens=100, ignore_eos=True)
+        stream = client.stream(token_ids=[1], temperature=1.0, n=16, max_new_tokens=100, ignore_eos=True)
         next(iter(stream))
         stream.close()  # type: ignore[attr-defined]
-        # max_queue is 8: the completions left behind would refuse these.
+        # max_queue is 32: the completions left behind would refuse these.
         for _ in range(3):
-            client.generate(token_ids=[1], temperature=1.0, n=8, max_new_tokens=2)
+            client.generate(token_ids=[1], temperature=1.0, n=16, max_new_tokens=2)
 
 
 def test_prompt_logprobs_are_the_models(tiny_server: ThreadServer, tiny_reference: MergedReference) -> None:

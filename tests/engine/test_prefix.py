@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,15 +138,9 @@ def test_keys_are_the_chain_that_the_docstring_gives() -> None:
     assert scheduler.pages.cached == 5
 
 
-@dataclass(frozen=True, slots=True)
-class WithPromptLogprobs(Request):
-    prompt_logprobs: bool = True
-
-
 def test_prompt_logprobs_need_the_whole_prompt_computed() -> None:
     plain = make_request("a", PROMPT, 3)
-    fields = {name: getattr(plain, name) for name in Request.__dataclass_fields__}
-    asking = [WithPromptLogprobs(**{**fields, "request_id": name}) for name in "bc"]
+    asking = [replace(plain, request_id=name, prompt_logprobs=True) for name in "bc"]
     recorder = one_after_another([asking[0], asking[1], plain])
     assert recorder.finish("c").cached_prompt_tokens == 0
     assert recorder.finish("a").cached_prompt_tokens == 20, "what it computed is published all the same"

@@ -82,8 +82,9 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer, adapters_pb2_grp
     def StreamGenerate(self, request: Any, context: Any) -> Iterator[generation_pb2.StreamGenerateResponse]:
         self._enter(request, context)
         prompt = generation_pb2.Prompt(text="Say", token_ids=[1, 2, 3])
-        yield generation_pb2.StreamGenerateResponse(text="H", token_ids=[5], tokens=tokens(), prompt=prompt)
         try:
+            # A server that finds the call cancelled here asks for no second message.
+            yield generation_pb2.StreamGenerateResponse(text="H", token_ids=[5], tokens=tokens(), prompt=prompt)
             # Goes on sending: that is how a server finds out soon that nobody listens any more.
             while self.hang and context.is_active():
                 time.sleep(0.02)

@@ -34,14 +34,16 @@ def step_logits(base: BaseModel, rows: Sequence[Row], *, decode: bool = False) -
     for sequence in sequences:
         scheduler.add(sequence)
     logits = torch.empty(0)
-    for step in range(2 if decode else 1):
+    for _ in range(2 if decode else 1):
         plan = scheduler.schedule()
         assert plan is not None
-        assert [chunk.sequence for chunk in plan.chunks] == sequences
-        assert bool(plan.decodes) == (step == 1)
-        logits = runner.run(plan)
-        for chunk, (ids, _) in zip(plan.chunks, rows, strict=True):
-            chunk.sequence.computed += chunk.length
+        assert {chunk.sequence for chunk in plan.chunks} == set(sequences)
+        assert all(chunk.completes for chunk in plan.chunks)
+        found = runner.run(plan)
+        order = [chunk.sequence for chunk in plan.chunks]
+        logits = torch.stack([found[order.index(sequence)] for sequence in sequences])
+        for chunk in plan.chunks:
+            scheduler.advance(chunk, sound=True)
             if decode:
-                chunk.sequence.output_ids.append(ids[-1])
+                chunk.sequence.output_ids.append(rows[sequences.index(chunk.sequence)][0][-1])
     return logits

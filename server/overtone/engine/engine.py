@@ -151,6 +151,7 @@ class Engine:
             with self._wake:
                 idle = not self._scheduler.running and not self._scheduler.waiting
                 if idle and not self._submitted and not self._cancelled and not self._stopping:
+                    self._decode_rows.forget()
                     self._on_idle()
                     self._wake.wait()
                 submitted, self._submitted = self._submitted, []

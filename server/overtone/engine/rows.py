@@ -17,6 +17,10 @@ class DecodeRows:
     def __init__(self) -> None:
         self._rows: dict[Sequence, int] = {}
 
+    def forget(self) -> None:
+        """Lets go of the sequences of the last plan."""
+        self._rows = {}
+
     def arrange(self, plan: StepPlan) -> StepPlan:
         """`plan` with its decodes in the rows that their sequences had in the plan before."""
         places: list[Chunk | None] = [None] * len(plan.decodes)
