@@ -1,0 +1,61 @@
+"""Products of constant shape: what a row becomes, to the last bit, whatever rows are computed with it.
+
+Matrix libraries choose their kernels, and with them the order of each sum, by the number of rows and by how the rows lie in
+memory. In blocks of `ROWS` rows both are always the same: 16 rows of 4-byte numbers begin at a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+ROWS = 16
+"""Rows of every product, the last ones zero where there are fewer."""
+
+
+def by_blocks(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    """function(*inputs), computed in blocks of `ROWS` rows. inputs: (T, ...) each, T >= 1; returns (T, ...)."""
+    rows = len(inputs[0])
+    missing = -rows % ROWS
+    if missing:
+        inputs = tuple(torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) for x in inputs)
+    parts = [function(*(x[start : start + ROWS] for x in inputs)) for start in range(0, rows, ROWS)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
+
+
+class RowWise(nn.Module):
+    """An elementwise function applied to each row by itself.
+
+    torch computes what is left over at the end of a vector or of a thread's share by other instructions than the rest, and
+    where that is depends on the number of rows.
+    """
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return torch.stack([self.function(row) for row in rows]).view(x.shape)
+
+
+def own_products(model: nn.Module) -> list[str]:
+    """Parameters that the model multiplies by itself, not through a layer of ours: mixtures of experts, convolutions."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return [name for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in embeddings]
+
+
+def make_rowwise(model: nn.Module) -> None:
+    """Makes every activation of `model` a `RowWise`."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if _is_activation(child):
+                setattr(parent, name, RowWise(child))
+
+
+def _is_activation(module: Any) -> bool:
+    where = type(module).__module__
+    return where in ("transformers.activations", "torch.nn.modules.activation") and not list(module.parameters())
