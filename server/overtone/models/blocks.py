@@ -17,8 +17,10 @@ ROWS = 16
 
 
 def by_blocks(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """function(*inputs), computed in blocks of `ROWS` rows. inputs: (T, ...) each, T >= 1; returns (T, ...)."""
+    """function(*inputs), computed in blocks of `ROWS` rows. inputs: (T, ...) each; returns (T, ...)."""
     rows = len(inputs[0])
+    if not rows:
+        return function(*inputs)
     missing = -rows % ROWS
     if missing:
         inputs = tuple(torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) for x in inputs)
@@ -39,7 +41,7 @@ class RowWise(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        return torch.stack([self.function(row) for row in rows]).view(x.shape)
+        return torch.stack([self.function(row) for row in rows]).view(x.shape) if len(rows) else x
 
 
 def own_products(model: nn.Module) -> list[str]:

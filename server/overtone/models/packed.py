@@ -55,7 +55,7 @@ class PackedLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.blocks:
-            return by_blocks(self._product, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            return by_blocks(self._product, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.bounds[-1][1])
         return self._product(x)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
