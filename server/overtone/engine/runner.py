@@ -17,6 +17,7 @@ class ModelRunner:
     """Runs step plans on a base model. Used by one thread."""
 
     def __init__(self, base: BaseModel, config: EngineConfig) -> None:
+        assert config.deterministic or not base.deterministic, "the prefix cache would share what answers computed"
         self._base = base
         self._page_tokens = config.page_tokens
         slots = (config.cache_pages + 1) * config.page_tokens

@@ -6,26 +6,53 @@ memory. In blocks of `ROWS` rows both are always the same: 16 rows of 4-byte num
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 ROWS = 16
-"""Rows of every product, the last ones zero where there are fewer."""
+"""Rows of a product, the last ones zero where there are fewer."""
 
 
-def by_blocks(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """function(*inputs), computed in blocks of `ROWS` rows. inputs: (T, ...) each; returns (T, ...)."""
+_SIZES = (1, 4, 16, 32, 64)
+"""Rows of a product that may take the place of `ROWS`, where it was tried that they give the same bits."""
+
+
+def by_blocks(
+    function: Callable[..., torch.Tensor], *inputs: torch.Tensor, sizes: Sequence[int] = (ROWS,)
+) -> torch.Tensor:
+    """function(*inputs), computed in blocks of one of `sizes` (ascending) rows. inputs: (T, ...) each; returns (T, ...).
+
+    All but the last are of the largest size, the last of the smallest that it fits in, with zeros for missing rows.
+    """
     rows = len(inputs[0])
     if not rows:
         return function(*inputs)
-    missing = -rows % ROWS
-    if missing:
-        inputs = tuple(torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) for x in inputs)
-    parts = [function(*(x[start : start + ROWS] for x in inputs)) for start in range(0, rows, ROWS)]
+    parts = []
+    for start in range(0, rows, sizes[-1]):
+        block = tuple(x[start : start + sizes[-1]] for x in inputs)
+        missing = next(size for size in sizes if size >= len(block[0])) - len(block[0])
+        if missing:
+            block = tuple(torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) for x in block)
+        parts.append(function(*block))
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
+
+
+def interchangeable_sizes(function: Callable[[torch.Tensor], torch.Tensor], row: torch.Tensor) -> tuple[int, ...]:
+    """The sizes of blocks in which `function` gives the same bits for `row`: (q,) in each of their places, as in blocks of
+    `ROWS`; () if already there the place matters.
+
+    The order of a sum depends on the shapes, not on the numbers: one row of random numbers shows it.
+    """
+    expected = function(row.expand(ROWS, -1).contiguous())[:1]
+
+    def same(size: int) -> bool:
+        found = function(row.expand(size, -1).contiguous())
+        return torch.equal(found, expected.expand_as(found))
+
+    return tuple(size for size in _SIZES if same(size)) if same(ROWS) else ()
 
 
 class RowWise(nn.Module):
