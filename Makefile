@@ -8,7 +8,7 @@ MODEL ?= demo
 STORE ?= .overtone
 ARGS ?=
 
-.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-peers setup setup-dev clean
+.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-deterministic bench-peers setup setup-dev clean
 
 setup: $(VENV)/.run.stamp
 setup-dev: $(VENV)/.dev.stamp
@@ -59,6 +59,9 @@ bench-families: $(VENV)/.dev.stamp
 
 bench-hot-load: $(VENV)/.dev.stamp
 	$(BIN)/python -m bench.hot_load $(ARGS)
+
+bench-deterministic: $(VENV)/.dev.stamp
+	$(BIN)/python -m bench.deterministic $(ARGS)
 
 bench-peers: $(VENV)/.dev.stamp
 	$(BIN)/python -m bench.peers.compare $(ARGS)

@@ -254,6 +254,7 @@ def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:
         max_queue=config.max_queue,
         max_queue_tokens=config.max_queue_tokens,
         prefix_cache=config.prefix_cache,
+        deterministic=base.deterministic,
         tenant_weights=tenant_weights(config.tenant_weight),
     )
 

@@ -52,6 +52,10 @@ class ServerConfig:
         default=(), metadata=_about("Folder from which clients may load adapters by path; repeatable.")
     )
     strict_base: bool = field(default=False, metadata=_about("Refuse adapters that do not state this base model."))
+    deterministic: bool = field(
+        default=False,
+        metadata=_about("Logits that do not depend on the batch to the last bit (float32 on the CPU); slower."),
+    )
     threads: int = field(default=0, metadata=_about("CPU threads for computing; 0: all cores.", least=0))
     max_batch: int = field(default=64, metadata=_about("Requests in one step.", least=1))
     max_step_tokens: int = field(default=512, metadata=_about("Prompt and decode tokens in one step.", least=1))

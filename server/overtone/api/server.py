@@ -84,7 +84,8 @@ class Server:
         config = self.config
         if base is None:
             load = partial(load_base_model, config.model, dtype=config.dtype, device=config.device)
-            base = await run_detached(partial(load, cache=config.model_folder), lambda _: None)
+            load = partial(load, cache=config.model_folder, deterministic=config.deterministic)
+            base = await run_detached(load, lambda _: None)
         loop = asyncio.get_running_loop()
 
         def on_death() -> None:

@@ -33,7 +33,8 @@ def check_step_tokens(max_step_tokens: int, max_batch: int) -> None:
 class EngineConfig:
     """max_batch: requests in one step; max_step_tokens: packed tokens in one step; cache_pages: pages of the KV cache
     beside page 0, which stays empty; max_queue: requests that may wait; max_queue_tokens: tokens that they may need at most,
-    prompt and completion together; prefix_cache: whether requests share pages; tenant_weights: shares of the service, 1 for
+    prompt and completion together; prefix_cache: whether requests share pages;
+    deterministic: whether they share those of prompts only; tenant_weights: shares of the service, 1 for
     a tenant that is not named."""
 
     max_batch: int = 64
@@ -44,6 +45,7 @@ class EngineConfig:
     max_queue: int = 256
     max_queue_tokens: int = 1 << 20
     prefix_cache: bool = True
+    deterministic: bool = False
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

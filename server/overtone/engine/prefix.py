@@ -47,11 +47,16 @@ class CacheCounts:
 
 
 class PrefixCache:
-    """Owns the allocator. A page of a sequence is either its own alone or a published one, which nobody writes to."""
+    """Owns the allocator. A page of a sequence is either its own alone or a published one, which nobody writes to.
 
-    def __init__(self, allocator: PageAllocator, *, enabled: bool) -> None:
+    prompts_only: pages with generated tokens are not shared: their last bits may differ from those of the same tokens in a
+    prompt.
+    """
+
+    def __init__(self, allocator: PageAllocator, *, enabled: bool, prompts_only: bool = False) -> None:
         self._allocator = allocator
         self._enabled = enabled
+        self._prompts_only = prompts_only
         self._size = allocator.page_tokens
         self._listed: dict[bytes, CachedPage] = {}
         self._by_page: dict[int, CachedPage] = {}
@@ -91,7 +96,7 @@ class PrefixCache:
         if not self._goes_on(sequence, first) or sequence.request.prompt_logprobs:
             return []
         found: list[CachedPage] = []
-        for index in range(first, (sequence.num_tokens - 1) // self._size):
+        for index in range(first, self._shared_tokens(sequence, sequence.num_tokens - 1) // self._size):
             key = self._key(sequence, index)
             known = None if key is None else self._listed.get(key)
             if known is None:
@@ -126,7 +131,7 @@ class PrefixCache:
 
     def publish(self, sequence: Sequence) -> None:
         """Its full, computed pages may be found from now on. Where another was first, its copy serves both."""
-        for index in range(sequence.published, sequence.computed // self._size):
+        for index in range(sequence.published, self._shared_tokens(sequence, sequence.computed) // self._size):
             key = self._key(sequence, index)
             if key is None or not self._goes_on(sequence, index):
                 return
@@ -183,6 +188,10 @@ class PrefixCache:
     def _drop(self, known: CachedPage) -> None:
         del self._by_page[known.page]
         self._allocator.free([known.page])
+
+    def _shared_tokens(self, sequence: Sequence, tokens: int) -> int:
+        """How many of its first `tokens` tokens may lie in shared pages."""
+        return min(tokens, len(sequence.request.prompt_ids)) if self._prompts_only else tokens
 
     def _goes_on(self, sequence: Sequence, index: int) -> bool:
         """Whether all its pages before `index` may be found. Not so after a withdrawal: what follows stays its own."""

@@ -12,12 +12,14 @@ from overtone.engine.logprobs import prompt_rows
 from overtone.engine.scheduler import StepPlan
 from overtone.models.adapter_step import PATHS, AdapterRows, AdapterStep, Segment
 from overtone.models.base import BaseModel
+from overtone.models.blocked_step import BlockedStep
 
 
 class ModelRunner:
     """Runs step plans on a base model. Used by one thread."""
 
     def __init__(self, base: BaseModel, config: EngineConfig) -> None:
+        assert config.deterministic or not base.deterministic, "the prefix cache would share what answers computed"
         self._base = base
         self._page_tokens = config.page_tokens
         slots = (config.cache_pages + 1) * config.page_tokens
@@ -43,7 +45,9 @@ class ModelRunner:
                 position_ids=tokens.position_ids,
                 use_cache=False,
                 logits_to_keep=tokens.logit_rows,
-                paged=place_tokens(plan, self._cache, self._page_tokens, self._base.windows),
+                paged=place_tokens(
+                    plan, self._cache, self._page_tokens, self._base.windows, canonical=self._base.deterministic
+                ),
             )
         finally:
             slot.step = slot.head = None
@@ -60,7 +64,9 @@ class ModelRunner:
             paged = self._cache.view(len(self._cache), -1, self._page_tokens, *self._cache.shape[2:])
             paged.index_fill_(1, torch.tensor(pages, device=self._cache.device), 0)
 
-    def _adapter_steps(self, plan: StepPlan) -> tuple[AdapterStep | None, AdapterStep | None]:
+    def _adapter_steps(
+        self, plan: StepPlan
+    ) -> tuple[AdapterStep | BlockedStep | None, AdapterStep | BlockedStep | None]:
         """For the layers, which see all tokens, and for the head, which sees those whose logits somebody needs."""
         decodes = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.decodes]
         prefills = [Segment(chunk.length, chunk.sequence.request.adapter) for chunk in plan.prefills]
@@ -70,6 +76,12 @@ class ModelRunner:
             for chunk in plan.prefills
             if (rows := prompt_rows(chunk))
         ]
-        step = AdapterStep(decodes, prefills, self._base.frames, self._rows)
-        head = AdapterStep(ends, asked, self._base.frames, self._head_rows)
+        step, head = self._adapter_step(decodes, prefills, self._rows), self._adapter_step(ends, asked, self._head_rows)
         return (None if step.empty else step), (None if head.empty else head)
+
+    def _adapter_step(
+        self, decodes: list[Segment], prefills: list[Segment], kept: AdapterRows
+    ) -> AdapterStep | BlockedStep:
+        if self._base.deterministic:
+            return BlockedStep(decodes + prefills, self._base.frames, kept.outlines)
+        return AdapterStep(decodes, prefills, self._base.frames, kept)

@@ -53,7 +53,11 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self.pages = PrefixCache(PageAllocator(config.cache_pages, config.page_tokens), enabled=config.prefix_cache)
+        self.pages = PrefixCache(
+            PageAllocator(config.cache_pages, config.page_tokens),
+            enabled=config.prefix_cache,
+            prompts_only=config.deterministic,
+        )
         self.running: list[Sequence] = []  # highest priority first, then in order of admission
         self.waiting = 0
         self.waiting_tokens = 0  # that the waiting may need at most

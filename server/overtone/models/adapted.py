@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from overtone.models.adapter_step import AdapterStep
+from overtone.models.blocked_step import BlockedStep
 from overtone.models.packed import PackedLinear
 
 
@@ -20,11 +21,13 @@ class StepSlot:
     """Where the runner leaves the current pass's `AdapterStep` for the adapted layers. None: nothing to add.
 
     step: for all packed tokens; head: for the tokens whose logits are wanted, which are all that the head sees.
+    deterministic: whether the layers compute each row to the last bit as if it were alone (`overtone.models.blocks`).
     """
 
-    def __init__(self) -> None:
-        self.step: AdapterStep | None = None
-        self.head: AdapterStep | None = None
+    def __init__(self, *, deterministic: bool = False) -> None:
+        self.deterministic = deterministic
+        self.step: AdapterStep | BlockedStep | None = None
+        self.head: AdapterStep | BlockedStep | None = None
 
 
 class AdaptedLinear(nn.Module):
@@ -37,7 +40,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.linear = PackedLinear([base.weight], [base.bias])
+        self.linear = PackedLinear([base.weight], [base.bias], blocks=slot.deterministic)
         self._index = 0
         self._slot = slot
         self._is_head = is_head
@@ -45,7 +48,8 @@ class AdaptedLinear(nn.Module):
     @staticmethod
     def join(layers: Sequence[AdaptedLinear]) -> PackedLinear:
         """One product for all of `layers`, which from then on share it."""
-        joined = PackedLinear([layer.weight for layer in layers], [layer.bias for layer in layers])
+        blocks = layers[0].linear.blocks
+        joined = PackedLinear([layer.weight for layer in layers], [layer.bias for layer in layers], blocks=blocks)
         for index, layer in enumerate(layers):
             layer.linear, layer._index = joined, index
         return joined
@@ -67,7 +71,12 @@ class AdaptedLinear(nn.Module):
         return step is not None and step.changes(self.name)
 
     @property
-    def _step(self) -> AdapterStep | None:
+    def separate(self) -> bool:
+        """Whether what follows the layer must not be fused into its product: neighbours' adapters would decide of it."""
+        return self.linear.blocks or self.adapted
+
+    @property
+    def _step(self) -> AdapterStep | BlockedStep | None:
         return self._slot.head if self._is_head else self._slot.step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +85,7 @@ class AdaptedLinear(nn.Module):
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """forward(x) + residual."""
-        return residual + self(x) if self.adapted else self.linear.plus(x, residual)
+        return residual + self(x) if self.separate else self.linear.plus(x, residual)
 
     def add_adapters(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds to y, in place, what the pass's adapters change. x: (..., q); y: (..., p), the layer's own output."""

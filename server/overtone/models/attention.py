@@ -11,6 +11,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from overtone.errors import UnsupportedModel
 from overtone.models.attend import Softmax, attend
+from overtone.models.canonical import attend_canonical
 from overtone.models.paged import Group, PagedBatch
 
 ATTENTION_NAME = "overtone_paged"
@@ -70,7 +71,10 @@ def _attend_group(query: torch.Tensor, cache: torch.Tensor, group: Group, softma
     seen = cache.index_select(0, group.pages.view(-1)).view(batch, -1, *cache.shape[2:])[:, : group.keys]
     keys, values = seen[:, :, 0].transpose(1, 2), seen[:, :, 1].transpose(1, 2)
     mask = None if group.mask is None else group.mask[..., : group.keys]
-    return attend(query[group.rows].transpose(1, 2), keys, values, mask, softmax).transpose(1, 2)
+    queries = query[group.rows].transpose(1, 2)
+    if group.canonical and mask is not None:
+        return attend_canonical(queries, keys, values, mask, softmax).transpose(1, 2)
+    return attend(queries, keys, values, mask, softmax).transpose(1, 2)
 
 
 def install(model: nn.Module) -> None:

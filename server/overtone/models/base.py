@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from overtone.errors import ConfigError
+from overtone.errors import ConfigError, UnsupportedModel
 from overtone.kernels import FrameBank
-from overtone.models import attention, conv1d, gguf, layout, probe
+from overtone.models import attention, blocks, conv1d, gguf, layout, probe
 from overtone.models.adapted import StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
 from overtone.models.fused_layer import fuse_layers
 from overtone.models.support import check_supported, context_tokens
@@ -35,7 +35,8 @@ class BaseModel:
 
     modules: name -> (p, q) of the linear layers; embeddings: name -> (p, q) = (embedding_dim, num_embeddings); conv1d: which
     of the modules the checkpoint has as Conv1D (GPT-2); windows: one a layer, how many tokens (itself included) a token
-    attends to there, None: all before it.
+    attends to there, None: all before it; deterministic: whether not even the last bit of a token's logits depends on its
+    batch.
     """
 
     name: str
@@ -55,6 +56,7 @@ class BaseModel:
     num_kv_heads: int
     head_dim: int
     conv1d: AbstractSet[str] = frozenset()
+    deterministic: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -79,8 +81,11 @@ class BaseModel:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
-def load_base_model(name: str, *, dtype: str = "auto", device: str = "auto", cache: Path) -> BaseModel:
-    """Loads `name`: "demo", a local folder, a GGUF file or a hub id. `cache`: where converted GGUF files are kept."""
+def load_base_model(
+    name: str, *, dtype: str = "auto", device: str = "auto", cache: Path, deterministic: bool = False
+) -> BaseModel:
+    """Loads `name`: "demo", a local folder, a GGUF file or a hub id. `cache`: where converted GGUF files are kept;
+    deterministic: see `prepare`."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -96,7 +101,7 @@ def load_base_model(name: str, *, dtype: str = "auto", device: str = "auto", cac
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=torch_dtype, trust_remote_code=False
         )
-    return prepare(model.to(torch_device), tokenizer, name)
+    return prepare(model.to(torch_device), tokenizer, name, deterministic=deterministic)
 
 
 def model_source(name: str, cache: Path) -> str:
@@ -123,10 +128,11 @@ def _loading(name: str) -> Iterator[None]:
         raise ConfigError(f"cannot load the model {name!r}: {first_line}", field="model") from error
 
 
-def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
+def prepare(model: nn.Module, tokenizer: Any, name: str, *, deterministic: bool = False) -> BaseModel:
     """Puts paged attention and adapted layers into a transformers model.
 
-    Raises `UnsupportedModel` if it then answers differently than before.
+    deterministic: a token's logits are the same to the last bit whatever shares its batch (float32 on the CPU). Raises
+    `UnsupportedModel` if the model then answers differently than before, or cannot be made deterministic.
     """
     config: Any = model.config
     check_supported(config)
@@ -137,9 +143,11 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
     modules, embeddings = adaptable_modules(model), adaptable_embeddings(model)
     attends = layout.layout_of(model, text.num_hidden_layers)
     expected = probe.own_logits(model, text.vocab_size)
-    slot = StepSlot()
+    slot = StepSlot(deterministic=deterministic)
     attention.install(model)
     wrap_layers(model, [*modules, *embeddings], slot)
+    if deterministic:
+        _make_deterministic(model)
     fuse_layers(model, slot)
     probe.check_paged(model, expected, text.vocab_size, attends)
     codec = TextCodec(tokenizer)
@@ -162,7 +170,21 @@ def prepare(model: nn.Module, tokenizer: Any, name: str) -> BaseModel:
         num_kv_heads=attends.kv_heads,
         head_dim=attends.head_dim,
         conv1d=conv1d_names,
+        deterministic=deterministic,
     )
+
+
+def _make_deterministic(model: nn.Module) -> None:
+    """What of it is not done by the layers. Raises `UnsupportedModel` for products that our layers do not compute."""
+    if products := blocks.own_products(model):
+        raise UnsupportedModel(
+            f"{type(model).__name__} multiplies by {products[0]} in its own way: it cannot be served deterministically",
+            field="deterministic",
+        )
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype is not torch.float32:
+        log.warning("deterministic is known to hold for float32 on the CPU only")
+    blocks.make_rowwise(model)
 
 
 def _eos_ids(model: Any, codec: TextCodec) -> frozenset[int]:

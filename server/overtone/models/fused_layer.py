@@ -18,6 +18,7 @@ from torch import nn
 from overtone.models.adapted import AdaptedLinear, StepSlot
 from overtone.models.attend import Softmax
 from overtone.models.attention import write_and_attend
+from overtone.models.blocks import RowWise
 from overtone.models.paged import PagedBatch
 
 _LAYER_CLASSES = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
@@ -55,9 +56,14 @@ def fusable(layer: nn.Module) -> bool:
     return (
         parts - {"q_norm", "k_norm"} == _ATTENTION_PARTS
         and {name for name, _ in mlp.named_children()} == _MLP_PARTS
-        and type(mlp.get_submodule("act_fn")).__name__ in ("SiLU", "SiLUActivation")
+        and _is_silu(mlp.get_submodule("act_fn"))
         and all(isinstance(linear, AdaptedLinear) for linear in linears)
     )
+
+
+def _is_silu(module: nn.Module) -> bool:
+    inner = module.function if isinstance(module, RowWise) else module
+    return type(inner).__name__ in ("SiLU", "SiLUActivation")
 
 
 def fuse_layers(model: nn.Module, slot: StepSlot) -> int:
@@ -79,6 +85,7 @@ class FusedLayer:
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
         self._o, self._gate, self._up, self._down = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self._silu = mlp.act_fn
         self._dim = attention.head_dim
         self._heads = self._qkv[0].out_features // self._dim
         self._softmax = Softmax(attention.scaling)
@@ -121,8 +128,8 @@ class FusedLayer:
 
     def _gated(self, h: torch.Tensor) -> torch.Tensor:
         """silu(gate h) * up h: (T, intermediate)."""
-        if self._gate.adapted or self._up.adapted:
-            gated: torch.Tensor = F.silu(self._gate(h)).mul_(self._up(h))
+        if self._gate.separate or self._up.separate:
+            gated: torch.Tensor = self._silu(self._gate(h)).mul_(self._up(h))
         else:
             gated = self._up.linear.times(h, self._gate.linear.silu(h))
         return gated

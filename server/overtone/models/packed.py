@@ -12,6 +12,9 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 
+from overtone.errors import UnsupportedModel
+from overtone.models.blocks import by_blocks, interchangeable_sizes
+
 _TYPICAL_TOKENS = 64
 """For how many tokens oneDNN is asked to choose the layout; it serves any number."""
 
@@ -29,10 +32,13 @@ class PackedLinear:
     """y = x W^T + b for one linear layer, or for several with the same input one after another: W, b are theirs, stacked.
 
     x: (..., q); y: (..., p). The layers' weights are held here alone: `weight(i)` unpacks one. Rows of y do not depend on
-    each other, but their last bits may depend on how many there are.
+    each other, but their last bits may depend on how many there are. blocks: they do not, in the plain product; the fused
+    ones are not for it. Raises `UnsupportedModel` if the machine cannot.
     """
 
-    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> None:
+    def __init__(
+        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], *, blocks: bool = False
+    ) -> None:
         ends = list(accumulate(len(weight) for weight in weights))
         self.bounds = list(zip([0, *ends], ends, strict=False))
         weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
@@ -41,6 +47,8 @@ class PackedLinear:
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _TYPICAL_TOKENS) if self.packed else weight
         )
         self.bias = _stacked(weights, biases)
+        self.blocks = blocks
+        self._sizes = self._block_sizes(weight) if blocks else ()
 
     def weight(self, index: int = 0) -> torch.Tensor:
         """(p, q) of one of the layers, in plain layout."""
@@ -48,6 +56,23 @@ class PackedLinear:
         return (self._weight.to_dense() if self.packed else self._weight)[start:stop]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.blocks:
+            return by_blocks(self._product, x.reshape(-1, x.shape[-1]), sizes=self._sizes).view(
+                *x.shape[:-1], self.bounds[-1][1]
+            )
+        return self._product(x)
+
+    def _block_sizes(self, weight: torch.Tensor) -> tuple[int, ...]:
+        row = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+        sizes = interchangeable_sizes(self._product, row)
+        if not sizes:
+            raise UnsupportedModel(
+                f"a product by a weight of {tuple(weight.shape)} depends on the row's place on this machine",
+                field="deterministic",
+            )
+        return sizes
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         if not self.packed:
             return F.linear(x, self._weight, self.bias)
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")

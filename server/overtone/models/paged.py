@@ -35,7 +35,8 @@ class Group:
     rows: (B, n) int64, their packed tokens, the last one repeated where a span is shorter; real: (B, n) bool, False on
     repetitions, None if there are none; pages: (B, P) int64, those that their tokens see, padded with page 0; mask: (B, 1,
     n, P * page_tokens) in the cache's dtype, 0 where a key is seen and -inf where not; None: one span without a past or a
-    window, each token sees those before it. keys: how many of the P * page_tokens keys there are at most.
+    window, each token sees those before it. keys: how many of the P * page_tokens keys there are at most. canonical: the
+    shapes depend on each span alone (`overtone.models.canonical`), and its result has to.
     """
 
     rows: torch.Tensor
@@ -43,6 +44,7 @@ class Group:
     pages: torch.Tensor
     mask: torch.Tensor | None
     keys: int
+    canonical: bool = False
 
 
 class PagedBatch:

@@ -1,0 +1,150 @@
+"""One forward pass's view of the adapters in which no row depends on another to its last bit (`overtone.models.blocks`).
+
+Frames are applied to blocks of all rows that use them; cores one after another, each to blocks of its own rows, in one form
+for decoded and prompt tokens. A row with several channels adds them in an order that the channels alone decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from overtone.kernels import Frame, FrameBank, FrameKind
+from overtone.models.adapter_step import Segment
+from overtone.models.blocks import by_blocks
+from overtone.models.channels import Channel, Outline, Outlines, PreparedTerm
+
+
+class BlockedStep:
+    """What `AdapterStep` is, for any segments in the order of the packed tokens."""
+
+    def __init__(self, segments: Sequence[Segment], frames: FrameBank, outlines: Outlines) -> None:
+        self._frames = frames
+        self._rows: dict[Outline, list[int]] = {}
+        start = 0
+        for segment, one in zip(segments, outlines.of([segment.deltas for segment in segments]), strict=True):
+            if one is not None:
+                self._rows.setdefault(one, []).extend(range(start, start + segment.tokens))
+            start += segment.tokens
+        self._input: torch.Tensor | None = None
+        self._analysed: dict[Frame, tuple[torch.Tensor, dict[Outline, slice]]] = {}
+        self._lanes: dict[tuple[Outline, ...], torch.Tensor] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not any(one.modules for one in self._rows)
+
+    def changes(self, module: str) -> bool:
+        return any(one.modules.get(module) for one in self._rows)
+
+    def add(self, module: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """As `AdapterStep.add`: y, to which in place the deltas of its rows were added."""
+        users = tuple(one for one in self._rows if one.modules.get(module))
+        if not users:
+            return y
+        if self._input is not x:
+            self._input, self._analysed = x, {}
+        flat = y.view(-1, y.shape[-1])
+        total = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
+        for channel in sorted({c for one in users for c in one.modules[module]}, key=_order):
+            having = tuple(one for one in users if channel in one.modules[module])
+            terms = [one.modules[module][channel] for one in having]
+            inputs = self._inputs(channel, having, terms, x, flat, bias)
+            delta = self._synthesised(channel, having, terms, inputs, flat.shape[1])
+            total.index_add_(0, self._lane(having), delta)
+        rows = self._lane(users)
+        flat[rows] = (flat.index_select(0, rows).float() + total.index_select(0, rows)).to(y.dtype)
+        return y
+
+    def _inputs(
+        self,
+        channel: Channel,
+        having: tuple[Outline, ...],
+        terms: Sequence[PreparedTerm],
+        x: torch.Tensor,
+        flat: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> Iterator[torch.Tensor]:
+        """A x of the rows of each of `having`."""
+        frame = channel.analysis
+        if frame.kind is FrameKind.WEIGHT:
+            for one in having:
+                z = flat.index_select(0, self._lane((one,))).float()
+                yield z if bias is None else z - bias.float()
+            return
+        if frame.shared is not None:  # as many of its rows as the adapter itself uses
+            for one, term in zip(having, terms, strict=True):
+                own, rank = term.analysis, term.core.shape[1]
+                z = _rows_of(x, self._lane((one,)))
+                yield by_blocks(lambda part, own=own, rank=rank: self._frames.analyse(own, part, rank), z)
+            return
+        if frame not in self._analysed:
+            users = tuple(one for one in self._rows if frame in one.frames)
+            rows = _rows_of(x, self._lane(users))
+            z = (
+                rows
+                if frame.kind is FrameKind.IDENTITY
+                else by_blocks(lambda p: self._frames.analyse(frame, p, 0), rows)
+            )
+            self._analysed[frame] = z, self._places(users)
+        z, places = self._analysed[frame]
+        for one in having:
+            yield z[places[one]].clone()  # where a view begins in memory would depend on the others
+
+    def _synthesised(
+        self,
+        channel: Channel,
+        having: tuple[Outline, ...],
+        terms: Sequence[PreparedTerm],
+        inputs: Iterator[torch.Tensor],
+        size: int,
+    ) -> torch.Tensor:
+        """S^T (K (A x)) of all rows of `having`: (n, size) float32."""
+        cores = [by_blocks(term.core.apply, z) for term, z in zip(terms, inputs, strict=True)]
+        if channel.synthesis.shared is not None:
+            parts = [self._synthesise(term.synthesis, u, size) for term, u in zip(terms, cores, strict=True)]
+            delta = torch.cat(parts)
+        else:
+            delta = self._synthesise(channel.synthesis, torch.cat(cores), size)
+        for one, place in self._places(having).items():
+            if (gain := terms[having.index(one)].gain) is not None:
+                delta[place] *= gain
+        return delta
+
+    def _synthesise(self, frame: Frame, u: torch.Tensor, size: int) -> torch.Tensor:
+        if frame.kind is FrameKind.IDENTITY:
+            return u
+        return by_blocks(lambda part: self._frames.synthesise(frame, part, size), u)
+
+    def _lane(self, users: tuple[Outline, ...]) -> torch.Tensor:
+        """The packed rows of `users`, one after another."""
+        found = self._lanes.get(users)
+        if found is None:
+            rows = [row for one in users for row in self._rows[one]]
+            found = self._lanes[users] = torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
+        return found
+
+    def _places(self, users: tuple[Outline, ...]) -> dict[Outline, slice]:
+        """Where each one's rows are in the lane of `users`."""
+        places, start = {}, 0
+        for one in users:
+            stop = start + len(self._rows[one])
+            places[one] = slice(start, stop)
+            start = stop
+        return places
+
+
+def _rows_of(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(n, q) float32, or (n,) int64."""
+    flat = x.reshape(-1, x.shape[-1]) if x.is_floating_point() else x.reshape(-1)
+    found = flat.index_select(0, rows)
+    return found.float() if found.is_floating_point() else found
+
+
+def _order(channel: Channel) -> tuple[object, ...]:
+    return *_frame_order(channel.analysis), channel.core.__name__, *_frame_order(channel.synthesis), channel.layer
+
+
+def _frame_order(frame: Frame) -> tuple[object, ...]:
+    return frame.kind.value, frame.block, frame.taps or (), "" if frame.shared is None else frame.shared.key
