@@ -3,7 +3,7 @@
 All servers stay resident, because idle ones use no CPU to speak of, and one is driven at a time. Rounds alternate their
 direction. The client and the share of the machine that others used are in `drive.py` and `quiet.py`.
 
-Usage: python -m bench.peers.compare [--repeats 5] [--only TEXT] [--env DIR] [--out bench/results/peers]
+Usage: python -m bench.peers.compare [--repeats 5] [--only TEXT]... [--env DIR] [--out bench/results/peers]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Options:
     model: str
     store: Path
     env: Path
-    only: str
+    only: tuple[str, ...]
 
 
 @click.command()
@@ -63,13 +63,13 @@ class Options:
 @click.option("--model", default="demo", show_default=True)
 @click.option("--store", type=click.Path(path_type=Path), default=Path(".overtone"), show_default=True)
 @click.option("--env", type=click.Path(path_type=Path), default=Path(".overtone/peers/venv"), show_default=True)
-@click.option("--only", default="", help="Only cells whose configuration and label contain this.")
+@click.option("--only", multiple=True, help="Only cells whose configuration and label contain one of these.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results/peers"), show_default=True)
 def main(out: Path, **values: object) -> None:
     """Installs the peer if need be, measures, prints a table, writes OUT.jsonl and OUT.png."""
     options = Options(**values)  # type: ignore[arg-type]
     install.install(options.env)
-    chosen = [c for c in cells() if options.only in f"{c.configuration}: {c.label}" or _is_reference(c, options.only)]
+    chosen = [c for c in cells() if _wanted(c, options.only) or _is_reference(c, options.only)]
     if not chosen:
         raise click.BadParameter("no cell matches", param_hint="--only")
     with ExitStack() as stack:
@@ -80,11 +80,13 @@ def main(out: Path, **values: object) -> None:
     report.plot(rows, out.with_suffix(".png"))
 
 
-def _is_reference(cell: Cell, only: str) -> bool:
-    return any(
-        c.half_of == cell.label and only in f"{c.configuration}: {c.label}" and c.configuration == cell.configuration
-        for c in cells()
-    )
+def _wanted(cell: Cell, only: tuple[str, ...]) -> bool:
+    return not only or any(text in f"{cell.configuration}: {cell.label}" for text in only)
+
+
+def _is_reference(cell: Cell, only: tuple[str, ...]) -> bool:
+    """Whether a wanted cell's rate is half of this one's."""
+    return any(c.half_of == cell.label and c.configuration == cell.configuration and _wanted(c, only) for c in cells())
 
 
 def start(options: Options, names: set[str], stack: ExitStack) -> dict[str, Server]:
