@@ -161,6 +161,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "lenient": ({"json_schema": {"not": {}, "x-guidance": {"lenient": True}}}, "sampling.guided.json_schema"),
     "nested too deep": ({"json_schema": "[" * 9000 + "]" * 9000}, "sampling.guided.json_schema"),
     "large": ({"json_schema": {"const": "x" * 70000}}, "sampling.guided.json_schema"),
+    "multiples": (
+        {"json_schema": {"allOf": [{"multipleOf": 307}, {"multipleOf": 0.311}]}},
+        "sampling.guided.json_schema",
+    ),
+    "multiples in a grammar": ({"grammar": 'start: %json {"multipleOf": 99991}'}, "sampling.guided.grammar"),
     "no object": ({"json_schema": "true"}, "sampling.guided.json_schema"),
     "regex": ({"regex": "(a"}, "sampling.guided.regex"),
     "nested regex": ({"regex": "(" * 30000 + "a" + ")" * 30000}, "sampling.guided.regex"),

@@ -30,8 +30,15 @@ def test_report_may_raise() -> None:
         assert recorder.tokens(f"r{i}") == fake_greedy((i,), 5)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("kernel"), AdapterMemoryFull("no slot")], ids=["ours", "typed"])
-def test_failing_run_ends_only_its_batch(error: Exception) -> None:
+class Panic(BaseException):
+    """As libraries written in Rust raise it: no Exception."""
+
+
+ERRORS = {"ours": RuntimeError("kernel"), "typed": AdapterMemoryFull("no slot"), "panic": Panic("kernel")}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_failing_run_ends_only_its_batch(error: BaseException) -> None:
     """The second step fails: it has "a" decoding and "b" in prefill; "c" waits for a place and goes on."""
     config = EngineConfig(2, 16, 64, 4, 64, 50)
     model, steps = FakeModel(config), 0

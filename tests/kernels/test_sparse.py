@@ -157,3 +157,22 @@ def test_served_sizes(pattern: str) -> None:
     cores = [pool[a] for a in popular_adapters(pattern, 24)]
     z = inputs(24, shape[1])
     assert_close(apply_rows(z, list(cores), shape), reference.sparse_apply(z.double(), cores, shape[0]), scale=5)
+
+
+def test_a_failed_update_leaves_nothing_half_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (20, 30)
+    first, second = (random_core(shape, 9, torch.Generator().manual_seed(n)) for n in (1, 2))
+    rows = SparseRows(shape, torch.device("cpu"))
+    rows.update([compress(first)] * 2)
+    wanted = [compress(first), compress(second)] * 4
+
+    def fail(*sizes: int) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rows, "_allocate", fail)
+        with pytest.raises(MemoryError):
+            rows.update(wanted)
+    rows.update(wanted)
+    z = inputs(8, 30)
+    assert_close(rows.apply(z), reference.sparse_apply(z.double(), [first, second] * 4, 20), scale=5)

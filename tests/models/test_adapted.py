@@ -181,6 +181,18 @@ def test_nothing_is_kept_of_an_adapter_that_left() -> None:
     assert gone() is None
 
 
+def test_a_batch_of_one_adapter_lets_the_others_go() -> None:
+    """When all rows come to share a core, the product for many cores goes with the cores that it had."""
+    layers, x = Layers(), random_input(9)
+    many = [random_adapter(SHAPES, WIDE, nnz=5, seed=i) for i in range(9)]
+    gone = weakref.ref(many[0].deltas["wide"].terms[0].core.values)
+    layers(x, many, [])
+    del many
+    one = random_adapter(SHAPES, WIDE, nnz=5, seed=99)
+    layers(x, [one] * 9, [])
+    assert gone() is None
+
+
 def test_recycled_memory_brings_back_no_plans() -> None:
     """Adapters that die and are born at the same address: the cache must not take one for the other."""
     layers = Layers()

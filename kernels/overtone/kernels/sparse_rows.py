@@ -39,12 +39,16 @@ class SparseRows:
         held = self._cores
         changed = [t for t, core in enumerate(cores) if t >= len(held) or core is not held[t]]
         self._cores = list(cores)
-        if not self._fits(changed):
-            self._lay_out()
-            changed = list(range(len(cores)))
-        for t in changed:
-            self._write(t)
-        self._matrix = self._view()
+        try:
+            if not self._fits(changed):
+                self._lay_out()
+                changed = list(range(len(cores)))
+            for t in changed:
+                self._write(t)
+            self._matrix = self._view()
+        except BaseException:  # out of memory, say: what is half written must not be taken for a row's core later
+            self.__init__(self.shape, self._device)  # type: ignore[misc]
+            raise
 
     def apply(self, z: torch.Tensor) -> torch.Tensor:
         """z: (T, q) float32; returns (T, p) float32."""

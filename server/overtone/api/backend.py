@@ -201,7 +201,7 @@ class Backend:
         self._tokenizer_thread.shutdown()
         self._lease_threads.shutdown()
         self._inline_threads.shutdown()
-        self._guide_threads.shutdown()
+        self._guide_threads.shutdown(wait=False, cancel_futures=True)  # whoever waits for a guide is gone
         self._store_threads.shutdown()
         self.store.close()
 

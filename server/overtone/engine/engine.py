@@ -134,7 +134,7 @@ class Engine:
         """The thread. Whatever escapes ends every request with an error, and the owner hears of it."""
         try:
             self._serve()
-        except Exception:
+        except BaseException:  # a panic in a library written in Rust is no Exception
             log.critical("the engine died", exc_info=True)
             self._die(EngineError("the engine has failed and serves no more"))
 
@@ -178,7 +178,7 @@ class Engine:
                 logits = self._run(plan)
                 self._postprocess(plan, logits, events)
                 self._failed_steps = 0
-            except Exception as error:
+            except BaseException as error:
                 log.exception("a step failed; its %d requests end with an error", len(plan.chunks))
                 failure = error if isinstance(error, OvertoneError) else EngineError("the model failed on this batch")
                 events += [self._end(c.sequence, failure) for c in plan.chunks if c.sequence.rank is not None]
@@ -203,7 +203,7 @@ class Engine:
                 detokenizer = Detokenizer(
                     self._decode, request.prompt_ids, stopping.stop, include_stop=stopping.include_stop
                 )
-            except Exception:
+            except BaseException:
                 log.exception("a prompt was refused by the tokenizer")
                 events.append(Event(request.request_id, error=EngineError("the tokenizer refused the prompt")))
                 continue

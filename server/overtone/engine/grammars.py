@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -33,6 +34,8 @@ _LIMITS = LLParserLimits(
 )
 """Work of a compilation and of a mask, each some tens of milliseconds at most, and the memory of one guide."""
 
+
+_MAX_MULTIPLE = 10_000
 
 _STACK_BYTES = 512 << 20
 """llguidance compiles by recursion, some kilobytes for every rule or reference that leads to another, and an overflow would
@@ -110,7 +113,12 @@ class GrammarCompiler:
         """Takes about a second: only once somebody wants a guide."""
         if not self._eos:
             raise InvalidRequest("guided decoding needs a model with an end-of-sequence token", field="sampling.guided")
-        return LLTokenizer(self._json, n_vocab=self._vocabulary, eos_token=sorted(self._eos))
+        try:
+            return LLTokenizer(self._json, n_vocab=self._vocabulary, eos_token=sorted(self._eos))
+        except ValueError as error:
+            raise InvalidRequest(
+                f"guided decoding is not available for this model: {_short(str(error))}", field="sampling.guided"
+            ) from error
 
 
 def _with_deep_stack(work: Callable[[], T]) -> T:
@@ -132,8 +140,32 @@ def _with_deep_stack(work: Callable[[], T]) -> T:
     return result.result()
 
 
+def _check_cost(spec: GuideSpec, field: str) -> None:
+    """llguidance bounds all but this: the work and memory of multipleOf grow with its value, and several multiply."""
+    if spec.kind == "grammar" and "%json" in spec.text:
+        raise InvalidRequest(f"{field} must not contain %json: send a json_schema", field=field)
+    if spec.kind == "json_schema" and _multiples(json.loads(spec.text)) > _MAX_MULTIPLE:
+        raise InvalidRequest(f"{field}: the values of multipleOf multiply to more than {_MAX_MULTIPLE}", field=field)
+
+
+def _multiples(schema: Any) -> float:
+    """The product of all values of multipleOf, decimals counted in units of their last digit."""
+    product, rest = 1.0, [schema]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, list):
+            rest += one
+        elif isinstance(one, dict):
+            rest += one.values()
+            value = one.get("multipleOf")
+            if isinstance(value, int | float) and value:
+                product *= max(1, abs(int("".join(map(str, Decimal(str(value)).as_tuple().digits)))), abs(value))
+    return product
+
+
 def _compiled(spec: GuideSpec, tokenizer: LLTokenizer) -> LLMatcher:
     field = f"sampling.guided.{spec.kind}"
+    _check_cost(spec, field)
     try:
         matcher = LLMatcher(tokenizer, _grammar(spec), log_level=0, limits=_LIMITS)
     except ValueError as error:

@@ -49,6 +49,10 @@ class ModelRunner:
                     plan, self._cache, self._page_tokens, self._base.windows, canonical=self._base.deterministic
                 ),
             )
+        except BaseException:
+            # What was being prepared for the batch's adapters may be half done.
+            self.forget()
+            raise
         finally:
             slot.step = slot.head = None
         logits: torch.Tensor = output.logits[0]

@@ -9,7 +9,7 @@ import torch
 
 from overtone.kernels import Frame
 from overtone.models.channels import Channel, Outline
-from overtone.models.row_plan import RowPlan
+from overtone.models.row_plan import STACK_BYTES, RowPlan
 
 
 class LaneRows:
@@ -100,7 +100,9 @@ class DecodeBatch:
             plan = self._plans[key] = RowPlan(self._device)
         lane = self.lane(channel.analysis)
         if plan.version != lane.version:
-            plan.update([one.modules.get(module, {}).get(channel) for one in lane.outlines])
+            others = sum(other.stacked_bytes for other in self._plans.values() if other is not plan)
+            terms = [one.modules.get(module, {}).get(channel) for one in lane.outlines]
+            plan.update(terms, max(0, STACK_BYTES - others))
             plan.version = lane.version
         return plan
 

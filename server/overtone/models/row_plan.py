@@ -17,8 +17,8 @@ SHARED_FROM = 8
 """Rows from which a sparse core is applied to its rows by one product of its own (measured on 2 CPU cores: from 4 to 8)."""
 _ROWS_PER_PRODUCT = 4
 """Dense cores are stacked when there are more of them than a quarter of the rows: below, a product each is cheaper."""
-STACK_BYTES = 64 << 20
-"""The most that one module's stacked cores may take."""
+STACK_BYTES = 256 << 20
+"""The most that the stacked cores of all modules may take; beyond it each core is applied by itself."""
 
 Piece = tuple[slice | torch.Tensor, torch.Tensor]
 """Some rows of a lane and what they become."""
@@ -40,8 +40,12 @@ class RowPlan:
         self.coefficients = 0
         self.gains: torch.Tensor | None = None
 
-    def update(self, terms: Sequence[PreparedTerm | None]) -> None:
-        """From now on row t has terms[t], all of one channel; None: u[t] = 0."""
+    @property
+    def stacked_bytes(self) -> int:
+        return 0 if self._stacked is None else self._stacked.nbytes
+
+    def update(self, terms: Sequence[PreparedTerm | None], stack_bytes: int = STACK_BYTES) -> None:
+        """From now on row t has terms[t], all of one channel; None: u[t] = 0. stack_bytes: what stacked cores may take."""
         live = [term for term in terms if term is not None]
         self.analysis, self.synthesis = widest([t.analysis for t in live]), widest([t.synthesis for t in live])
         self.coefficients = max((t.core.shape[1] for t in live), default=0)
@@ -51,13 +55,13 @@ class RowPlan:
             if term is not None:
                 owners.setdefault(id(term.core), []).append(row)
         cores = [None if term is None else term.core for term in terms]
-        self._choose(cores, list(owners.values()))
+        self._choose(cores, list(owners.values()), stack_bytes)
 
-    def _choose(self, cores: list[PreparedCore | None], groups: list[list[int]]) -> None:
+    def _choose(self, cores: list[PreparedCore | None], groups: list[list[int]], stack_bytes: int) -> None:
         sparse = any(isinstance(core, CsrCore) for core in cores)
         if sparse:
             alone = [rows for rows in groups if len(rows) >= SHARED_FROM]
-        elif len(groups) * _ROWS_PER_PRODUCT > len(cores) > 1 and stackable(cores, STACK_BYTES):
+        elif len(groups) * _ROWS_PER_PRODUCT > len(cores) > 1 and stackable(cores, stack_bytes):
             alone = []
         else:
             alone = groups
@@ -65,6 +69,10 @@ class RowPlan:
         taken = {row for rows in alone for row in rows}
         rest = [None if row in taken else core for row, core in enumerate(cores)]
         self._together = self._joined(rest) if any(core is not None for core in rest) else None
+        if not isinstance(self._together, SparseRows):
+            self._sparse = None  # nothing is kept of adapters that left
+        if not isinstance(self._together, StackedRows):
+            self._stacked = None
         together = sum(core is not None for core in rest)
         self.rows_by_path = {"sparse" if sparse else "stacked": together, "shared": len(taken)}
 
