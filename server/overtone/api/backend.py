@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -57,22 +58,24 @@ class Backend:
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         on_death: Callable[[], None],
+        threads: int = 0,
     ) -> None:
+        alone = partial(torch.set_num_threads, 1) if threads else None
         self.base = base
         self.engine_config = engine_config(config, base)
         self.store = AdapterStore(store_config(config), describe(base), base.device)
         self.store.on_load = metrics.observe_load
         metrics.watch_store(self.store.stats)
         # Requests that need an adapter never wait behind uploads.
-        self._lease_threads = ThreadPoolExecutor(4, "overtone-leases")
-        self._inline_threads = ThreadPoolExecutor(2, "overtone-inline")
-        self._store_threads = ThreadPoolExecutor(4, "overtone-store")
+        self._lease_threads = ThreadPoolExecutor(4, "overtone-leases", alone)
+        self._inline_threads = ThreadPoolExecutor(2, "overtone-inline", alone)
+        self._store_threads = ThreadPoolExecutor(4, "overtone-store", alone)
         # One thread: a tokenizer must not encode in two at once.
-        self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer")
-        self._guide_threads = ThreadPoolExecutor(2, "overtone-guides")
+        self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer", alone)
+        self._guide_threads = ThreadPoolExecutor(2, "overtone-guides", alone)
         self._grammars = GrammarCompiler(base.codec.serialized(), base.vocab_size, base.eos_token_ids)
         self._sessions = SessionTable(loop, metrics, self._lease_threads)
-        runner = ModelRunner(base, self.engine_config)
+        runner = ModelRunner(base, self.engine_config, threads)
         metrics.watch_adapter_rows(lambda: dict(runner.paths))
         self.engine = Engine(
             runner.run,

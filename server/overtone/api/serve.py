@@ -19,17 +19,19 @@ def run(config: ServerConfig) -> None:
     import torch
 
     access_log.configure(config.log_format, config.log_level)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    asyncio.run(_serve(config))
+    threads = config.threads or torch.get_num_threads()
+    # Every thread that computes in parallel keeps a team of its own, and once there are more threads in teams than cores
+    # OpenMP's waits become slow: the engine alone has a team (a token then takes half the time).
+    torch.set_num_threads(1)
+    asyncio.run(_serve(config, threads))
 
 
-async def _serve(config: ServerConfig) -> None:
+async def _serve(config: ServerConfig, threads: int) -> None:
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    server = Server(config)
+    server = Server(config, threads)
     await server.start()
     loading = asyncio.create_task(server.load())
     first = asyncio.create_task(signals.get())

@@ -41,8 +41,10 @@ _SERVICES = (
 class Server:
     """Use: `await start()`, `await load()`, then `await stop()`. Everything it owns is its own: several fit in a process."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, threads: int = 0) -> None:
+        """threads: of the engine alone, all other threads then compute by themselves; 0: torch's own setting for all."""
         self.config = config
+        self._threads = threads
         self.port = 0
         self.metrics_port = 0
         self.metrics = Metrics()
@@ -91,7 +93,9 @@ class Server:
         def on_death() -> None:
             loop.call_soon_threadsafe(self._engine_died)
 
-        backend = await run_detached(partial(Backend, config, base, self.metrics, loop, on_death), Backend.close)
+        backend = await run_detached(
+            partial(Backend, config, base, self.metrics, loop, on_death, self._threads), Backend.close
+        )
         try:
             await backend.warm_up()
         except BaseException:

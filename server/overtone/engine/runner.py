@@ -16,11 +16,12 @@ from overtone.models.blocked_step import BlockedStep
 
 
 class ModelRunner:
-    """Runs step plans on a base model. Used by one thread."""
+    """Runs step plans on a base model. Used by one thread, which from then on computes with `threads`; 0: as it does."""
 
-    def __init__(self, base: BaseModel, config: EngineConfig) -> None:
+    def __init__(self, base: BaseModel, config: EngineConfig, threads: int = 0) -> None:
         assert config.deterministic or not base.deterministic, "the prefix cache would share what answers computed"
         self._base = base
+        self._threads = threads
         self._page_tokens = config.page_tokens
         slots = (config.cache_pages + 1) * config.page_tokens
         # Zeroed memory is not touched until it is written, so an idle cache costs nothing.
@@ -35,6 +36,9 @@ class ModelRunner:
     def run(self, plan: StepPlan) -> torch.Tensor:
         """Logits (S + P, vocabulary) in the model's dtype: of the chunks that complete, in the plan's order, then of the
         prompt tokens that `prompt_rows` names. S + P is at most the step's tokens."""
+        if self._threads:
+            torch.set_num_threads(self._threads)  # a setting of the thread that makes it
+            self._threads = 0
         self._clear(plan.fresh_pages)
         tokens = pack_tokens(plan, self._base.device)
         slot = self._base.slot
