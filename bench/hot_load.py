@@ -162,7 +162,6 @@ def main(count: int, out: Path) -> None:
 
 
 def conditions() -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "cpu": cpu(),
         "cores": os.cpu_count(),
@@ -170,9 +169,15 @@ def conditions() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def commit() -> str:
+    """What is measured, abbreviated; empty outside of a repository."""
+    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()
 
 
 def cpu() -> str:

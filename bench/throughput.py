@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+from bench.hot_load import commit
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -157,7 +158,6 @@ def _conditions(
     import torch
     import transformers
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     info = client.model()
     return {
         "model": info.name,
@@ -173,7 +173,7 @@ def _conditions(
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-from bench.hot_load import cpu
+from bench.hot_load import commit, cpu
 from bench.peers import install, report
 from bench.peers.adapters import write_set
 from bench.peers.cells import CONTEXT, Cell, Configuration, cells, configurations
@@ -185,7 +185,6 @@ def _row(cell: Cell, job: Job, samples: list[report.Sample], server: Server, abo
 
 
 def conditions(options: Options) -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     preload = [Path(p).name for p in preload_libraries(options.env)] if options.preload else []
     return {
         "cpu": cpu(),
@@ -197,7 +196,7 @@ def conditions(options: Options) -> dict[str, object]:
         "registered": options.count,
         "vllm_preload": preload,
         "vllm_kv_gib": options.kv_gib,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 

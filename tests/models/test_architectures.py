@@ -25,7 +25,7 @@ from support.adapters import adapter_files, make_loca_folder
 from support.architectures import ALSO, PROVEN, WINDOW, tiny_architecture
 from support.logits import step_logits
 from support.peft_folders import peft_config, peft_folder
-from support.recorder import Recorder, drip
+from support.recorder import Recorder, serve
 from support.reference import MergedReference
 from support.requests import make_request
 from support.tiny import tiny_model, tiny_tokenizer
@@ -110,14 +110,7 @@ def test_greedy_tokens(name: str, root: Path) -> None:
     requests = [
         make_request(f"r{i}", ids, NEW_TOKENS, adapter=case.adapters[path]) for i, (ids, path) in enumerate(work)
     ]
-    recorder.on_report = drip(engine, requests[5:], every=2)
-    for request in requests[:5]:
-        engine.submit(request)
-    engine.start()
-    try:
-        recorder.wait(*(request.request_id for request in requests))
-    finally:
-        engine.stop()
+    serve(engine, recorder, requests, early=5)
     assert [recorder.tokens(request.request_id) for request in requests] == expected
     assert len({token for tokens in expected for token in tokens}) > 15
     assert max(stats.running for stats in recorder.stats) == CONFIG.max_batch

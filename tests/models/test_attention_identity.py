@@ -14,7 +14,7 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.models.base import prepare
-from support.recorder import Recorder, drip
+from support.recorder import Recorder, serve
 from support.requests import make_request
 from support.tiny import KINDS, tiny_config, tiny_model, tiny_tokenizer
 
@@ -49,14 +49,7 @@ def generate_together(
     runner = ModelRunner(base, config)
     engine = Engine(runner.run, base.codec.decode, base.eos_token_ids, config, recorder)
     requests = [make_request(f"r{i}", prompt, count) for i, (prompt, count) in enumerate(work)]
-    recorder.on_report = drip(engine, requests[early:], every=2)
-    for request in requests[:early]:
-        engine.submit(request)
-    engine.start()
-    try:
-        recorder.wait(*(request.request_id for request in requests))
-    finally:
-        engine.stop()
+    serve(engine, recorder, requests, early=early)
     return recorder
 
 

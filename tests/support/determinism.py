@@ -13,7 +13,7 @@ from overtone.engine.runner import ModelRunner
 from overtone.engine.scheduler import StepPlan
 from overtone.engine.types import Request
 from overtone.models.base import BaseModel
-from support.recorder import Recorder, drip
+from support.recorder import Recorder, serve
 
 Logits = dict[int, torch.Tensor]
 """By the number of tokens before the one that they choose."""
@@ -34,14 +34,7 @@ def logits_of(
         return logits
 
     engine = Engine(run, base.codec.decode, base.eos_token_ids, config, recorder)
-    recorder.on_report = drip(engine, requests[early:], every=2)
-    for request in requests[:early]:
-        engine.submit(request)
-    engine.start()
-    try:
-        recorder.wait(*(request.request_id for request in requests))
-    finally:
-        engine.stop()
+    serve(engine, recorder, requests, early=early)
     return seen, recorder
 
 

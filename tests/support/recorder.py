@@ -85,10 +85,13 @@ def drip(engine: Engine, requests: Sequence[Request], every: int) -> Callable[[S
     return submit_next
 
 
-def serve(engine: Engine, recorder: Recorder, requests: Iterable[Request]) -> None:
-    """Runs `engine`, not yet started, on `requests`, all there from the start, to the end of all of them."""
+def serve(engine: Engine, recorder: Recorder, requests: Iterable[Request], early: int | None = None) -> None:
+    """Runs `engine`, not yet started, on `requests` to the end of all of them. `early` of them are there from the start
+    (None: all), each other one comes two steps after the one before."""
     requests = list(requests)
-    for request in requests:
+    if early is not None:
+        recorder.on_report = drip(engine, requests[early:], every=2)
+    for request in requests[:early]:
         engine.submit(request)
     engine.start()
     try:

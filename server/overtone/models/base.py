@@ -148,7 +148,7 @@ def prepare(model: nn.Module, tokenizer: Any, name: str, *, deterministic: bool 
     wrap_layers(model, [*modules, *embeddings], slot)
     if deterministic:
         _make_deterministic(model)
-    fuse_layers(model, slot)
+    fuse_layers(model)
     probe.check_paged(model, expected, text.vocab_size, attends)
     codec = TextCodec(tokenizer)
     parameter = next(model.parameters())

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from overtone.models.adapted import AdaptedLinear, StepSlot
+from overtone.models.adapted import AdaptedLinear
 from overtone.models.attend import Softmax
 from overtone.models.attention import write_and_attend
 from overtone.models.blocks import RowWise
@@ -66,21 +66,21 @@ def _is_silu(module: nn.Module) -> bool:
     return type(inner).__name__ in ("SiLU", "SiLUActivation")
 
 
-def fuse_layers(model: nn.Module, slot: StepSlot) -> int:
+def fuse_layers(model: nn.Module) -> int:
     """Gives every fusable layer of a wrapped model its fused forward. Returns how many there were."""
     tables = RotaryTables()
     layers = [module for module in model.modules() if fusable(module)]
     for layer in layers:
-        layer.forward = FusedLayer(layer, slot, tables)
+        layer.forward = FusedLayer(layer, tables)
     return len(layers)
 
 
 class FusedLayer:
     """The forward of one decoder layer; `layer` keeps its parts and their names."""
 
-    def __init__(self, layer: Any, slot: StepSlot, tables: RotaryTables) -> None:
+    def __init__(self, layer: Any, tables: RotaryTables) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._attention, self._slot, self._tables = attention, slot, tables
+        self._attention, self._tables = attention, tables
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
