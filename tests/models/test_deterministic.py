@@ -18,6 +18,7 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.types import Request
 from overtone.errors import UnsupportedModel
 from overtone.kernels import IDENTITY, Delta, LowRankCore, Term
+from overtone.kernels.native import native_kernels
 from overtone.models.base import BaseModel, prepare
 from overtone.models.blocks import RowWise, by_blocks, interchangeable_sizes
 from overtone.models.packed import PackedLinear
@@ -121,19 +122,19 @@ def test_the_ordinary_mode_does_differ() -> None:
     assert any(different(alone[name][name], together[name]) for name in alone)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("layout", ["native", "oneDNN", "plain"])
 @pytest.mark.parametrize(
     "shape", [(576, 576), (192, 576), (1536, 576), (576, 1536), (4096, 576), (77, 51), (7, 200), (1, 3), (130, 33)]
 )
 def test_a_row_of_a_product_has_the_same_bits_in_any_batch(
-    shape: tuple[int, int], packed: bool, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not packed:
+    if layout == "plain":
         monkeypatch.setattr("overtone.models.packed.packable", lambda weight: False)
     generator = torch.Generator().manual_seed(sum(shape))
     weight, bias = torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator)
-    layer = PackedLinear([weight], [bias], blocks=True)
-    assert layer.packed == packed
+    layer = PackedLinear([weight], [bias], blocks=True, native=native_kernels() if layout == "native" else None)
+    assert layer.layout == layout
     x = torch.randn(150, shape[1], generator=generator)
     alone = torch.cat([layer(row[None]) for row in x])
     torch.testing.assert_close(alone.double(), x.double() @ weight.double().T + bias.double(), rtol=1e-4, atol=1e-3)

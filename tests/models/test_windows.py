@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overtone.models.attend import Softmax
-from overtone.models.attention import paged_attention, write_and_attend
+from overtone.models.attention import attend_paged, paged_attention
 from overtone.models.paged import PagedBatch, Span
 
 KV_HEADS, GROUP, DIM = 2, 2, 4
@@ -116,9 +116,15 @@ def test_a_broken_neighbour_is_not_seen() -> None:
     spans = [Span(0, 2, 0, [1]), Span(2, 4, 0, [2]), Span(6, 3, 0, [3])]
     rng = torch.Generator().manual_seed(0)
     query, new = torch.randn(9, HEADS, DIM, generator=rng), torch.randn(9, 2, KV_HEADS, DIM, generator=rng)
-    healthy = write_and_attend(PagedBatch(cache.clone(), PAGE, spans, (None,)), 0, query, new, Softmax())
+
+    def attended() -> torch.Tensor:
+        batch = PagedBatch(cache.clone(), PAGE, spans, (None,))
+        batch.write(0, new)
+        return attend_paged(batch, 0, query, Softmax())
+
+    healthy = attended()
     new[2:6] = torch.nan
-    out = write_and_attend(PagedBatch(cache, PAGE, spans, (None,)), 0, query, new, Softmax())
+    out = attended()
     assert torch.equal(out[:2], healthy[:2])
     assert torch.equal(out[6:], healthy[6:])
     assert out[2:6].isnan().all()

@@ -8,6 +8,7 @@ import torch
 
 from overtone.engine.logprobs import prompt_rows
 from overtone.engine.scheduler import StepPlan
+from overtone.kernels.native import NativeKernels
 from overtone.models.canonical import CanonicalBatch
 from overtone.models.paged import PagedBatch, Span
 
@@ -42,10 +43,16 @@ def pack_tokens(plan: StepPlan, device: torch.device) -> PackedTokens:
 
 
 def place_tokens(
-    plan: StepPlan, cache: torch.Tensor, page_tokens: int, windows: tuple[int | None, ...], *, canonical: bool = False
+    plan: StepPlan,
+    cache: torch.Tensor,
+    page_tokens: int,
+    windows: tuple[int | None, ...],
+    *,
+    canonical: bool = False,
+    native: NativeKernels | None = None,
 ) -> PagedBatch:
     """Where the step's tokens read and write the cache (layers, slots, 2, kv_heads, head_dim); windows: one a layer;
-    canonical: in groups whose shapes do not depend on the batch."""
+    canonical: in groups whose shapes do not depend on the batch; native: see `PagedBatch`."""
     spans, start = [], 0
     for chunk in plan.chunks:
         spans.append(Span(start, chunk.length, chunk.sequence.computed, chunk.sequence.pages))
@@ -53,4 +60,4 @@ def place_tokens(
     if canonical:
         prompts = [len(chunk.sequence.request.prompt_ids) for chunk in plan.chunks]
         return CanonicalBatch(cache, page_tokens, spans, windows, prompts)
-    return PagedBatch(cache, page_tokens, spans, windows)
+    return PagedBatch(cache, page_tokens, spans, windows, native)

@@ -50,7 +50,12 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=tokens.logit_rows,
                 paged=place_tokens(
-                    plan, self._cache, self._page_tokens, self._base.windows, canonical=self._base.deterministic
+                    plan,
+                    self._cache,
+                    self._page_tokens,
+                    self._base.windows,
+                    canonical=self._base.deterministic,
+                    native=slot.native,
                 ),
             )
         except BaseException:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from overtone.kernels.native import NativeKernels
 from overtone.models.adapter_step import AdapterStep
 from overtone.models.blocked_step import BlockedStep
 from overtone.models.packed import PackedLinear
@@ -21,11 +22,13 @@ class StepSlot:
     """Where the runner leaves the current pass's `AdapterStep` for the adapted layers. None: nothing to add.
 
     step: for all packed tokens; head: for the tokens whose logits are wanted, which are all that the head sees.
-    deterministic: whether the layers compute each row to the last bit as if it were alone (`overtone.models.blocks`).
+    deterministic: whether the layers compute each row to the last bit as if it were alone (`overtone.models.blocks`);
+    native: the CPU kernels that they may use.
     """
 
-    def __init__(self, *, deterministic: bool = False) -> None:
+    def __init__(self, *, deterministic: bool = False, native: NativeKernels | None = None) -> None:
         self.deterministic = deterministic
+        self.native = native
         self.step: AdapterStep | BlockedStep | None = None
         self.head: AdapterStep | BlockedStep | None = None
 
@@ -40,7 +43,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.linear = PackedLinear([base.weight], [base.bias], blocks=slot.deterministic)
+        self.linear = PackedLinear([base.weight], [base.bias], blocks=slot.deterministic, native=slot.native)
         self._index = 0
         self._slot = slot
         self._is_head = is_head
@@ -48,8 +51,9 @@ class AdaptedLinear(nn.Module):
     @staticmethod
     def join(layers: Sequence[AdaptedLinear]) -> PackedLinear:
         """One product for all of `layers`, which from then on share it."""
-        blocks = layers[0].linear.blocks
-        joined = PackedLinear([layer.weight for layer in layers], [layer.bias for layer in layers], blocks=blocks)
+        first = layers[0].linear
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        joined = PackedLinear(weights, biases, blocks=first.blocks, native=first.native)
         for index, layer in enumerate(layers):
             layer.linear, layer._index = joined, index
         return joined
@@ -71,11 +75,6 @@ class AdaptedLinear(nn.Module):
         return step is not None and step.changes(self.name)
 
     @property
-    def separate(self) -> bool:
-        """Whether what follows the layer must not be fused into its product: neighbours' adapters would decide of it."""
-        return self.linear.blocks or self.adapted
-
-    @property
     def _step(self) -> AdapterStep | BlockedStep | None:
         return self._slot.head if self._is_head else self._slot.step
 
@@ -84,8 +83,8 @@ class AdaptedLinear(nn.Module):
         return self.add_adapters(x, self.linear(x)[..., start:stop])
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """forward(x) + residual."""
-        return residual + self(x) if self.separate else self.linear.plus(x, residual)
+        """forward(x) + residual, in an order of sums that neighbours' adapters do not decide if `deterministic`."""
+        return residual + self(x) if self.linear.blocks or self.adapted else self.linear.plus(x, residual)
 
     def add_adapters(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds to y, in place, what the pass's adapters change. x: (..., q); y: (..., p), the layer's own output."""

@@ -28,6 +28,10 @@ class Softmax:
     def plain(self) -> bool:
         return self.cap is None and self.sinks is None
 
+    def scale(self, dim: int) -> float:
+        """What scores are multiplied by, of heads of `dim`."""
+        return dim**-0.5 if self.scaling is None else self.scaling
+
 
 def attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, softmax: Softmax
@@ -46,12 +50,11 @@ def attend(
     # The query heads that share a key head become rows of one product: keys are never repeated.
     grouped = query.reshape(batch, kv_heads, -1, dim)
     if softmax.plain and mask is not None and batch >= _HEAD_BY_HEAD_FROM and query.dtype is torch.float32:
-        scale = dim**-0.5 if softmax.scaling is None else softmax.scaling
-        return _head_by_head(grouped, keys, values, mask, scale).reshape(batch, heads, tokens, -1)
+        return _head_by_head(grouped, keys, values, mask, softmax.scale(dim)).reshape(batch, heads, tokens, -1)
     if softmax.plain:
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=softmax.scaling)
         return out.reshape(batch, heads, tokens, -1)
-    scores = grouped @ keys.transpose(-2, -1) * (dim**-0.5 if softmax.scaling is None else softmax.scaling)
+    scores = grouped @ keys.transpose(-2, -1) * softmax.scale(dim)
     if softmax.cap is not None:
         scores = (scores / softmax.cap).tanh() * softmax.cap
     if mask is None:

@@ -36,25 +36,23 @@ def paged_attention(
     """
     assert paged is not None, "the model did not pass our keyword on to its attention"
     layer: Any = module.layer_idx
-    new = torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1)
-    out = write_and_attend(paged, layer, query[0].transpose(0, 1), new, Softmax(scaling, softcap, s_aux))
+    paged.write(layer, torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1))
+    out = attend_paged(paged, layer, query[0].transpose(0, 1), Softmax(scaling, softcap, s_aux))
     return out[None], None
 
 
-def write_and_attend(
-    paged: PagedBatch, layer: int, query: torch.Tensor, new: torch.Tensor, softmax: Softmax
-) -> torch.Tensor:
-    """query: (T, heads, D); new: (T, 2, kv_heads, D), keys and values of the same tokens; returns (T, heads, D).
-
-    Padding and masked slots hold zeros (never stale values, which might be NaN), so that weights of 0 stay 0.
-    """
+def attend_paged(paged: PagedBatch, layer: int, query: torch.Tensor, softmax: Softmax) -> torch.Tensor:
+    """query: (T, heads, D); returns (T, heads, D). The step's own keys and values are in the cache."""
     cache = paged.cache[layer]
-    cache.index_copy_(0, paged.write_slots, new)
+    by_row = softmax.plain and paged.native is not None
+    groups = paged.groups(layer, singles=not by_row)
     by_page = cache.view(-1, paged.page_tokens, *cache.shape[1:])
-    groups = paged.groups(layer)
-    if len(groups) == 1 and groups[0].real is None and groups[0].rows.shape[1] == 1:
+    if not by_row and len(groups) == 1 and groups[0].real is None and groups[0].rows.shape[1] == 1:
         return _attend_group(query, by_page, groups[0], softmax)[:, 0]
-    out = torch.empty_like(query)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if by_row and (rows := paged.single_rows(layer)) is not None:
+        assert paged.native is not None
+        paged.native.attend_rows(query, cache, rows, out, paged.page_tokens, softmax.scale(query.shape[-1]))
     for group in groups:
         found = _attend_group(query, by_page, group, softmax)
         if group.real is None:

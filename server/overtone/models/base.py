@@ -17,6 +17,7 @@ from torch import nn
 
 from overtone.errors import ConfigError, UnsupportedModel
 from overtone.kernels import FrameBank
+from overtone.kernels.native import native_kernels
 from overtone.models import attention, blocks, conv1d, gguf, layout, probe
 from overtone.models.adapted import StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
 from overtone.models.fused_layer import fuse_layers
@@ -82,10 +83,16 @@ class BaseModel:
 
 
 def load_base_model(
-    name: str, *, dtype: str = "auto", device: str = "auto", cache: Path, deterministic: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    cache: Path,
+    deterministic: bool = False,
+    native: bool = True,
 ) -> BaseModel:
     """Loads `name`: "demo", a local folder, a GGUF file or a hub id. `cache`: where converted GGUF files are kept;
-    deterministic: see `prepare`."""
+    deterministic, native: see `prepare`."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -101,7 +108,7 @@ def load_base_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=torch_dtype, trust_remote_code=False
         )
-    return prepare(model.to(torch_device), tokenizer, name, deterministic=deterministic)
+    return prepare(model.to(torch_device), tokenizer, name, deterministic=deterministic, native=native)
 
 
 def model_source(name: str, cache: Path) -> str:
@@ -128,11 +135,14 @@ def _loading(name: str) -> Iterator[None]:
         raise ConfigError(f"cannot load the model {name!r}: {first_line}", field="model") from error
 
 
-def prepare(model: nn.Module, tokenizer: Any, name: str, *, deterministic: bool = False) -> BaseModel:
+def prepare(
+    model: nn.Module, tokenizer: Any, name: str, *, deterministic: bool = False, native: bool = True
+) -> BaseModel:
     """Puts paged attention and adapted layers into a transformers model.
 
-    deterministic: a token's logits are the same to the last bit whatever shares its batch (float32 on the CPU). Raises
-    `UnsupportedModel` if the model then answers differently than before, or cannot be made deterministic.
+    native: with the native CPU kernels, if there are any; deterministic: a token's logits are the same to the last bit
+    whatever shares its batch (float32 on the CPU). Raises `UnsupportedModel` if the model then answers differently than
+    before, or cannot be made deterministic.
     """
     config: Any = model.config
     check_supported(config)
@@ -143,13 +153,14 @@ def prepare(model: nn.Module, tokenizer: Any, name: str, *, deterministic: bool 
     modules, embeddings = adaptable_modules(model), adaptable_embeddings(model)
     attends = layout.layout_of(model, text.num_hidden_layers)
     expected = probe.own_logits(model, text.vocab_size)
-    slot = StepSlot(deterministic=deterministic)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    slot = StepSlot(deterministic=deterministic, native=native_kernels() if native and on_cpu else None)
     attention.install(model)
     wrap_layers(model, [*modules, *embeddings], slot)
     if deterministic:
         _make_deterministic(model)
     fuse_layers(model)
-    probe.check_paged(model, expected, text.vocab_size, attends)
+    probe.check_paged(model, expected, text.vocab_size, attends, slot.native)
     codec = TextCodec(tokenizer)
     parameter = next(model.parameters())
     return BaseModel(

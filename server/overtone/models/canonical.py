@@ -51,16 +51,16 @@ class CanonicalBatch(PagedBatch):
         # Fewer pages than that, and a sequence's keys would not begin at a multiple of 64 bytes.
         self._unit = ROWS // math.gcd(ROWS, page_tokens)
 
-    def groups(self, layer: int) -> list[Group]:
+    def groups(self, layer: int, *, singles: bool = True) -> list[Group]:
         window = self._windows[layer]
-        if window not in self._groups:
+        if (window, True) not in self._groups:
             buckets: dict[tuple[int, int], list[_Piece]] = {}
             for piece in self._pieces:
                 buckets.setdefault((piece.width, self._pages(piece, window)), []).append(piece)
-            self._groups[window] = [
+            self._groups[window, True] = [
                 self._canonical_group(pieces, width, pages, window) for (width, pages), pieces in buckets.items()
             ]
-        return self._groups[window]
+        return self._groups[window, True]
 
     def _first(self, piece: _Piece, window: int | None) -> int:
         """The first page that a query of the block may see."""

@@ -9,16 +9,19 @@ step's adapters change a layer, their part is added between the same operators.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from overtone.kernels.native import HeadNorms, NativeKernels
 from overtone.models.adapted import AdaptedLinear
 from overtone.models.attend import Softmax
-from overtone.models.attention import write_and_attend
+from overtone.models.attention import attend_paged
 from overtone.models.blocks import RowWise
+from overtone.models.packed import PackedLinear
 from overtone.models.paged import PagedBatch
 
 _LAYER_CLASSES = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
@@ -38,11 +41,11 @@ class RotaryTables:
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def of(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos, sin: (1, T, D) as transformers makes them; returns both as (T, 1, D)."""
+        """cos, sin: (1, T, D) as transformers makes them; returns both as (T, D)."""
         if self._cos is not cos or self._tables is None:
             half = sin.shape[-1] // 2
             signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
-            self._cos, self._tables = cos, (cos[0, :, None], signed[:, None])
+            self._cos, self._tables = cos, (cos[0].contiguous(), signed)
         return self._tables
 
 
@@ -80,16 +83,16 @@ class FusedLayer:
 
     def __init__(self, layer: Any, tables: RotaryTables) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._attention, self._tables = attention, tables
+        self._tables, self._index = tables, attention.layer_idx
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
-        self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-        self._qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self._o, self._gate, self._up, self._down = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        self._silu = mlp.act_fn
+        self._qkv, self._gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
+        self._o, self._down, self._silu = attention.o_proj, mlp.down_proj, mlp.act_fn
         self._dim = attention.head_dim
         self._heads = self._qkv[0].out_features // self._dim
+        self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._softmax = Softmax(attention.scaling)
-        self._joined = AdaptedLinear.join(self._qkv)
+        self._joined, self._joined_mlp = AdaptedLinear.join(self._qkv), AdaptedLinear.join(self._gate_up)
+        self._native = native_for(self._joined.native, self._o.weight)
 
     def __call__(
         self,
@@ -103,36 +106,65 @@ class FusedLayer:
         assert position_embeddings is not None
         assert paged is not None
         x = hidden_states[0]
-        mixed = self._attend(_rms_norm(x, self._norms[0]), position_embeddings, paged)
+        tables = self._tables.of(*position_embeddings)
+        mixed = self._attend(self._rms_norm(x, self._norms[0]), tables, paged)
         x = self._o.plus(mixed, x)
-        y: torch.Tensor = self._down.plus(self._gated(_rms_norm(x, self._norms[1])), x)
+        y: torch.Tensor = self._down.plus(self._gated(self._rms_norm(x, self._norms[1])), x)
         return y[None]
 
-    def _attend(
-        self, h: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], paged: PagedBatch
-    ) -> torch.Tensor:
+    def _attend(self, h: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], paged: PagedBatch) -> torch.Tensor:
         """(T, hidden) -> (T, heads * D)."""
         tokens, dim, heads = h.shape[0], self._dim, self._heads
-        qkv = self._joined(h)
-        for linear, (start, stop) in zip(self._qkv, self._joined.bounds, strict=True):
-            linear.add_adapters(h, qkv[:, start:stop])
+        qkv = _all_of(self._joined, self._qkv, h)
         by_head = qkv.view(tokens, -1, dim)
-        value_from = self._joined.bounds[2][0] // dim
-        for norm, part in zip(self._head_norms, (by_head[:, :heads], by_head[:, heads:value_from]), strict=True):
-            if norm is not None:
-                part.copy_(_rms_norm(part, norm))
-        _rotate(by_head[:, :value_from], *self._tables.of(*position_embeddings))
-        new = by_head[:, heads:].view(tokens, 2, -1, dim)  # keys, then values
-        out = write_and_attend(paged, self._attention.layer_idx, by_head[:, :heads], new, self._softmax)
+        if self._native is None:
+            self._rotate(by_head, *tables)
+            paged.write(self._index, by_head[:, heads:].view(tokens, 2, -1, dim))  # keys, then values
+        else:
+            cache = paged.cache[self._index]
+            self._native.rotate_and_write(qkv, *tables, paged.write_slots, cache, self._native_norms())
+        out = attend_paged(paged, self._index, by_head[:, :heads], self._softmax)
         return out.reshape(tokens, heads * dim)
 
     def _gated(self, h: torch.Tensor) -> torch.Tensor:
         """silu(gate h) * up h: (T, intermediate)."""
-        if self._gate.separate or self._up.separate:
-            gated: torch.Tensor = self._silu(self._gate(h)).mul_(self._up(h))
-        else:
-            gated = self._up.linear.times(h, self._gate.linear.silu(h))
-        return gated
+        both = _all_of(self._joined_mlp, self._gate_up, h)
+        if self._native is not None:
+            return self._native.silu_times(both)
+        gate, up = both.chunk(2, dim=-1)
+        gated: torch.Tensor = self._silu(gate)
+        return gated * up
+
+    def _rms_norm(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
+        if self._native is not None:
+            return self._native.rms_norm(x, norm.weight, norm.variance_epsilon)
+        return _rms_norm(x, norm)
+
+    def _native_norms(self) -> HeadNorms | None:
+        query, key = self._head_norms
+        return None if query is None or key is None else HeadNorms(query.weight, key.weight, query.variance_epsilon)
+
+    def _rotate(self, by_head: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> None:
+        """Norms and rotates queries and keys in place. by_head: (T, heads + 2 kv_heads, D)."""
+        value_from = self._joined.bounds[2][0] // self._dim
+        parts = by_head[:, : self._heads], by_head[:, self._heads : value_from]
+        for norm, part in zip(self._head_norms, parts, strict=True):
+            if norm is not None:
+                part.copy_(_rms_norm(part, norm))
+        _rotate(by_head[:, :value_from], cos[:, None], signed_sin[:, None])
+
+
+def native_for(kernels: NativeKernels | None, weight: torch.Tensor) -> NativeKernels | None:
+    """The kernels, if they compute in the dtype of `weight` where it lies."""
+    return kernels if weight.dtype is torch.float32 and weight.device.type == "cpu" else None
+
+
+def _all_of(joined: PackedLinear, layers: Sequence[AdaptedLinear], h: torch.Tensor) -> torch.Tensor:
+    """What `layers` answer, adapters included, side by side. h: (T, q)."""
+    y = joined(h)
+    for layer, (start, stop) in zip(layers, joined.bounds, strict=True):
+        layer.add_adapters(h, y[:, start:stop])
+    return y
 
 
 def _rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from overtone.kernels.native import NativeKernels, SeenRows
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -52,26 +54,60 @@ class PagedBatch:
 
     cache: (layers, slots, 2, kv_heads, head_dim), keys then values; windows: one a layer, how many tokens (itself included)
     a token sees there, None: all. The cache keeps all tokens of a sequence in every layer, also those outside a layer's
-    window: pages hold all layers. Page 0 is nobody's and stays zero.
+    window: pages hold all layers. Page 0 is nobody's and stays zero: padding and masked slots hold zeros (never stale
+    values, which might be NaN), so that weights of 0 stay 0. native: kernels for single tokens, if they can read the cache.
     """
 
     def __init__(
-        self, cache: torch.Tensor, page_tokens: int, spans: Sequence[Span], windows: Sequence[int | None]
+        self,
+        cache: torch.Tensor,
+        page_tokens: int,
+        spans: Sequence[Span],
+        windows: Sequence[int | None],
+        native: NativeKernels | None = None,
     ) -> None:
         self.cache = cache
         self.page_tokens = page_tokens
+        self.native = native if native is not None and native.can_attend(cache) else None
         self._windows = windows
-        self._groups: dict[int | None, list[Group]] = {}
-        self._buckets = _buckets(spans, page_tokens)
+        self._groups: dict[tuple[int | None, bool], list[Group]] = {}
+        self._rows: dict[int | None, SeenRows] = {}
+        self._spans = spans
         slots = [slot for span in spans for slot in _slots(span, page_tokens)]
         self.write_slots = torch.tensor(slots, dtype=torch.int64, device=cache.device)
 
-    def groups(self, layer: int) -> list[Group]:
-        """All spans, with what `layer` sees of them; made once a step for layers of one window."""
+    def write(self, layer: int, new: torch.Tensor) -> None:
+        """Puts the step's keys and values into the cache. new: (T, 2, kv_heads, D)."""
+        self.cache[layer].index_copy_(0, self.write_slots, new)
+
+    def groups(self, layer: int, *, singles: bool = True) -> list[Group]:
+        """All spans, without those of one token unless `singles`, with what `layer` sees of them; made once a step for
+        layers of one window."""
+        key = self._windows[layer], singles
+        if key not in self._groups:
+            spans = [span for span in self._spans if singles or span.tokens > 1]
+            self._groups[key] = [self._group(bucket, key[0]) for bucket in _buckets(spans, self.page_tokens)]
+        return self._groups[key]
+
+    def single_rows(self, layer: int) -> SeenRows | None:
+        """The spans of one token, for the native kernels; None if there are none."""
         window = self._windows[layer]
-        if window not in self._groups:
-            self._groups[window] = [self._group(spans, window) for spans in self._buckets]
-        return self._groups[window]
+        spans = [span for span in self._spans if span.tokens == 1]
+        if spans and window not in self._rows:
+            self._rows[window] = self._seen(spans, window)
+        return self._rows.get(window)
+
+    def _seen(self, spans: Sequence[Span], window: int | None) -> SeenRows:
+        assert self.native is not None
+        size = self.native.part_keys
+        first = [0 if window is None else max(0, span.end - window) for span in spans]
+        last = [span.end for span in spans]
+        table = _padded([span.pages[: -(-span.end // self.page_tokens)] for span in spans])
+        tokens, seen_from, seen_to, pages = (
+            torch.tensor(one, dtype=torch.int64) for one in ([span.start for span in spans], first, last, table)
+        )
+        parts = max((stop - 1) // size - start // size + 1 for start, stop in zip(first, last, strict=True))
+        return SeenRows(tokens, torch.arange(len(spans)), seen_from, seen_to, pages, parts)
 
     def _group(self, spans: Sequence[Span], window: int | None) -> Group:
         size, device = self.page_tokens, self.cache.device

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from overtone.errors import UnsupportedModel
+from overtone.kernels.native import NativeKernels
 from overtone.models.layout import AttentionLayout
 from overtone.models.paged import PagedBatch, Span
 
@@ -39,7 +40,13 @@ def own_logits(model: Any, vocab_size: int) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def check_paged(model: Any, expected: list[torch.Tensor], vocab_size: int, attends: AttentionLayout) -> None:
+def check_paged(
+    model: Any,
+    expected: list[torch.Tensor],
+    vocab_size: int,
+    attends: AttentionLayout,
+    native: NativeKernels | None = None,
+) -> None:
     """Raises `UnsupportedModel` unless packed steps give `expected`."""
     parameter = next(model.parameters())
     shape = (attends.layers, _SLOTS, 2, attends.kv_heads, attends.head_dim)
@@ -48,7 +55,7 @@ def check_paged(model: Any, expected: list[torch.Tensor], vocab_size: int, atten
     steps = [[(0, 0, 6), (1, 0, 6)], [(1, 6, 7), (0, 6, 10)], [(0, 10, 11)]]
     for step in steps:
         try:
-            logits = _run(model, _sequences(vocab_size, parameter.device), step, cache, attends.windows)
+            logits = _run(model, _sequences(vocab_size, parameter.device), step, cache, attends.windows, native)
         except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UnsupportedModel(
                 f"{type(model).__name__} cannot run on a paged cache: {error}", field="architectures"
@@ -67,6 +74,7 @@ def _run(
     step: list[tuple[int, int, int]],
     cache: torch.Tensor,
     windows: tuple[int | None, ...],
+    native: NativeKernels | None,
 ) -> torch.Tensor:
     """Logits (len(step), vocabulary) at the end of each part."""
     device = cache.device
@@ -80,7 +88,7 @@ def _run(
         position_ids=torch.cat([torch.arange(first, end, device=device) for _, first, end in step])[None],
         use_cache=False,
         logits_to_keep=lengths.cumsum(0) - 1,
-        paged=PagedBatch(cache, _PAGE_TOKENS, spans, windows),
+        paged=PagedBatch(cache, _PAGE_TOKENS, spans, windows, native),
     )
     logits: torch.Tensor = output.logits[0]
     return logits

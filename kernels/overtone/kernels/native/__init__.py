@@ -1,0 +1,5 @@
+"""CPU kernels in C for the parts of a step that torch has no fast operator for, compiled where they run."""
+
+from overtone.kernels.native.library import HeadNorms, NativeKernels, SeenRows, native_kernels
+
+__all__ = ["HeadNorms", "NativeKernels", "SeenRows", "native_kernels"]

@@ -1,0 +1,171 @@
+"""The compiled CPU kernels against their twins in torch's operators, and each row by itself."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overtone.kernels.native import HeadNorms, NativeKernels, SeenRows, build, native_kernels, reference
+
+
+@pytest.fixture(scope="module")
+def native() -> NativeKernels:
+    kernels = native_kernels()
+    if kernels is None:
+        pytest.skip("this machine has no native kernels")
+    return kernels
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 40), st.integers(1, 150), st.integers(1, 90), st.sampled_from(["no", "bias", "rows"]), st.integers()
+)
+def test_product(native: NativeKernels, rows: int, p: int, q: int, plus: str, seed: int) -> None:
+    x, weight = _random(rows, q + 3, seed=seed % 1000)[:, :q], _random(p, q, seed=1)
+    other = {"no": None, "bias": _random(p), "rows": _random(rows, p + 5)[:, :p]}[plus]
+    panels = native.pack(weight)
+    assert torch.equal(native.unpack(panels, p), weight)
+    found = native.product(x, panels, p, other)
+    torch.testing.assert_close(found, reference.product(x, weight, other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 241, 500])
+@pytest.mark.parametrize("shape", [(33, 2049), (97, 4100), (576, 1536), (16, 1)])
+def test_a_row_of_a_product_is_its_own(native: NativeKernels, rows: int, shape: tuple[int, int]) -> None:
+    """Over more rows, columns and depth than one block of each holds; NaN stays where it is."""
+    x, weight, other = _random(rows, shape[1]), _random(*shape, seed=1), _random(rows, shape[0], seed=2)
+    panels = native.pack(weight)
+    exact = x.double() @ weight.double().T + other.double()
+    found = native.product(x, panels, shape[0], other)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-3)
+    one = rows // 2
+    alone = native.product(x[one : one + 1], panels, shape[0], other[one : one + 1])
+    assert torch.equal(alone, found[one : one + 1])
+    x[0] = torch.nan
+    assert torch.equal(native.product(x, panels, shape[0], other)[1:], found[1:])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 70), st.integers(1, 130), st.integers(0, 1000))
+def test_rows(native: NativeKernels, rows: int, width: int, seed: int) -> None:
+    x = 20 * _random(rows, width + 2, seed=seed)[:, :width]
+    weight = _random(width, seed=1)
+    torch.testing.assert_close(native.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    both = 20 * _random(rows, 2 * width, seed=seed)
+    torch.testing.assert_close(native.silu_times(both), reference.silu_times(both))
+
+
+def test_silu_of_extremes(native: NativeKernels) -> None:
+    gates = torch.tensor(
+        [-torch.inf, -1e30, -200.0, -88.5, -87.2, -1e-30, 0.0, 1e-30, 87.0, 89.0, 1e30, torch.inf, torch.nan]
+    )
+    x = torch.cat((gates, torch.ones(len(gates))))[None].contiguous()
+    wanted = reference.silu_times(x)
+    wanted[0, 0] = 0  # torch says NaN
+    found = native.silu_times(x.repeat(1, 1))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 24), (5, 1, 6)])
+def test_rotate_and_write(native: NativeKernels, heads: int, kv_heads: int, dim: int, norms: bool) -> None:
+    tokens = 70
+    qkv = _random(tokens, (heads + 2 * kv_heads) * dim)
+    cos, sin = _random(tokens, dim, seed=1), _random(tokens, dim, seed=2)
+    slots = torch.randperm(100)[:tokens]
+    weights = HeadNorms(_random(dim, seed=3), _random(dim, seed=4), 1e-6) if norms else None
+    parts = qkv.view(tokens, -1, dim).clone().split([heads, kv_heads, kv_heads], dim=1)
+    query, key, value = parts
+    if weights is not None:
+        query, key = reference.rms_norm(query, weights.query, 1e-6), reference.rms_norm(key, weights.key, 1e-6)
+    query, key = (reference.rotate(one, cos, sin) for one in (query, key))
+    cache = torch.zeros(100, 2, kv_heads, dim)
+    native.rotate_and_write(qkv, cos, sin, slots, cache, weights)
+    torch.testing.assert_close(qkv.view(tokens, -1, dim)[:, :heads], query)
+    torch.testing.assert_close(cache[slots], torch.stack((key, value), dim=1))
+    assert not cache[[slot for slot in range(100) if slot not in slots.tolist()]].any()
+
+
+@pytest.mark.parametrize("page_tokens", [1, 4, 16, 48])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 16), (6, 1, 80)])
+def test_attention(native: NativeKernels, heads: int, kv_heads: int, dim: int, page_tokens: int) -> None:
+    """Lengths below, at and above a page, a block and a part; the first keys out of sight; NaN in what is nobody's."""
+    seen = [(0, 1), (0, 16), (3, 17), (0, 33), (100, 511), (0, 512), (0, 513), (500, 1100), (1024, 1025), (700, 1500)]
+    pages = -(-1500 // page_tokens)
+    cache = torch.full(((len(seen) * pages + 1) * page_tokens, 2, kv_heads, dim), torch.nan)
+    table = torch.randperm(len(seen) * pages).view(len(seen), pages) + 1
+    query, expected = _random(len(seen), heads, dim), []
+    for row, (first, last) in enumerate(seen):
+        kv = _random(last - first, 2, kv_heads, dim, seed=row)
+        places = torch.arange(first, last)
+        cache[table[row, places // page_tokens] * page_tokens + places % page_tokens] = kv
+        expected.append(reference.attend(query[row], kv[:, 0], kv[:, 1], 0.3))
+    out = torch.zeros(len(seen) + 1, heads, dim)
+    order = torch.randperm(len(seen))
+    rows = _rows(native, order, table[order], [seen[i] for i in order])
+    native.attend_rows(query, cache, rows, out, page_tokens, 0.3)
+    torch.testing.assert_close(out[:-1], torch.stack(expected), rtol=1e-4, atol=1e-5)
+    assert not out[-1].any()
+    for row in range(len(seen)):  # to the last bit, alone as among others
+        alone = torch.zeros_like(out)
+        native.attend_rows(
+            query, cache, _rows(native, torch.tensor([row]), table[row : row + 1], [seen[row]]), alone, page_tokens, 0.3
+        )
+        assert torch.equal(alone[row], out[row]), seen[row]
+
+
+def _rows(native: NativeKernels, tokens: torch.Tensor, table: torch.Tensor, seen: list[tuple[int, int]]) -> SeenRows:
+    size = native.part_keys
+    first, last = (torch.tensor(one) for one in zip(*seen, strict=True))
+    parts = max((b - 1) // size - a // size + 1 for a, b in seen)
+    return SeenRows(tokens, torch.arange(len(seen)), first, last, table.contiguous(), parts)
+
+
+def test_nan_in_a_query_stays_there(native: NativeKernels) -> None:
+    cache, query = _random(32, 2, 1, 16), _random(2, 1, 16)
+    query[0] = torch.nan
+    rows = _rows(native, torch.arange(2), torch.tensor([[0], [1]]), [(0, 16), (0, 16)])
+    out = torch.zeros(2, 1, 16)
+    native.attend_rows(query, cache, rows, out, 16, 1.0)
+    assert out[0].isnan().all()
+    assert out[1].isfinite().all()
+
+
+def test_built_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, native: NativeKernels) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load_library()
+    (library,) = (tmp_path / "overtone" / "native").iterdir()
+    assert stat.S_IMODE((tmp_path / "overtone" / "native").stat().st_mode) == 0o700
+    before = library.stat().st_mtime_ns
+    build.load_library()
+    assert library.stat().st_mtime_ns == before
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(build.NotBuilt, match="no gcc"):
+        build.load_library()
+
+
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, native: NativeKernels) -> None:
+    """It says so, and leaves nothing in the cache that a later start would take for a library."""
+    broken = tmp_path / "gcc"
+    broken.write_text(
+        '#!/bin/sh\ncase "$*" in *-shared*) echo "no space left" >&2; exit 1;; *) echo "#define __GNUC__ 12";; esac\n'
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(build.NotBuilt, match="no space left"):
+        build.load_library()
+    assert not list((tmp_path / "overtone" / "native").iterdir())
