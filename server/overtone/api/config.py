@@ -56,6 +56,9 @@ class ServerConfig:
         default=False,
         metadata=_about("Logits that do not depend on the batch to the last bit (float32 on the CPU); slower."),
     )
+    native_kernels: bool = field(
+        default=True, metadata=_about("Compile CPU kernels for this machine when it first serves (needs gcc).")
+    )
     threads: int = field(default=0, metadata=_about("CPU threads for computing; 0: all cores.", least=0))
     max_batch: int = field(default=64, metadata=_about("Requests in one step.", least=1))
     max_step_tokens: int = field(default=512, metadata=_about("Prompt and decode tokens in one step.", least=1))

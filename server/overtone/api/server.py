@@ -87,6 +87,7 @@ class Server:
         if base is None:
             load = partial(load_base_model, config.model, dtype=config.dtype, device=config.device)
             load = partial(load, cache=config.model_folder, deterministic=config.deterministic)
+            load = partial(load, native=config.native_kernels)
             base = await run_detached(load, lambda _: None)
         loop = asyncio.get_running_loop()
 

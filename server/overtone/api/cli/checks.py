@@ -34,6 +34,7 @@ def check_all(config: ServerConfig) -> list[Check]:
         Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         _torch(),
         _cpu(),
+        _native_kernels(),
         _gpu(),
         _triton(),
         _package("transformers"),
@@ -63,6 +64,18 @@ def _cpu() -> Check:
     native = sorted({"avx512_bf16", "amx_bf16", "bf16"} & flags)
     level = torch.backends.cpu.get_cpu_capability()
     return Check("cpu", "ok", f"{os.cpu_count()} cores, {level}, bfloat16: {', '.join(native) or 'emulated'}")
+
+
+def _native_kernels() -> Check:
+    if not _has_torch():
+        return Check("cpu kernels", "warn", "not known without torch")
+    from overtone.kernels.native import build
+
+    try:
+        build.load_library()
+    except build.NotBuilt as reason:
+        return Check("cpu kernels", "warn", str(reason), "install gcc: serving on the CPU is then up to twice as fast")
+    return Check("cpu kernels", "ok", "compiled for this machine")
 
 
 def _gpu() -> Check:
