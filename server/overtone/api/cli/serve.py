@@ -36,8 +36,8 @@ def serve(ctx: click.Context, /, print_config: bool, **values: Any) -> None:
     config = server_config(values)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are for a terminal, not for a log
-    # Threads that wait for the others of their team spin for 0.2 ms, not for 5: where more of them want to run than there are
-    # cores, those they wait for do not get one meanwhile. OpenMP reads it when it is loaded.
+    # Threads that wait for the others of their team spin for 0.2 ms, not for 5: where more of them want to run than there
+    # are cores, those they wait for do not get one meanwhile. OpenMP reads it when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Loads torch and transformers: not before the settings are known to be right.
     from overtone.api.serve import run
