@@ -22,7 +22,7 @@ from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
 from overtone.kernels.prepared import PreparedCore, prepare, prepared_nbytes
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
-from overtone.kernels.sparse_rows import SparseRows
+from overtone.kernels.sparse_rows import SparseRows, SparseTable, apply_core
 from overtone.kernels.stacked_rows import StackedRows, stackable
 from overtone.kernels.types import (
     DCT,
@@ -65,8 +65,10 @@ __all__ = [
     "SparseCore",
     "SparsePattern",
     "SparseRows",
+    "SparseTable",
     "StackedRows",
     "Term",
+    "apply_core",
     "block_dft",
     "compress",
     "numbers_of",

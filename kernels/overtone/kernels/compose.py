@@ -132,15 +132,13 @@ def _sum_of_sparse(first: CsrCore, second: CsrCore) -> CsrCore:
     unique, places = torch.unique(flat, sorted=True, return_inverse=True)
     values = torch.zeros(unique.numel(), dtype=torch.float64, device=flat.device)
     values.index_add_(0, places, torch.cat((first.values, second.values)).double())
-    counts = torch.bincount(unique // q, minlength=p)
+    rows = unique // q
     pointers = torch.zeros(p + 1, dtype=torch.int32, device=flat.device)
-    pointers[1:] = counts.cumsum(0)
-    pattern = CsrPattern(counts.to(torch.int32), pointers, (unique % q).to(torch.int32), (p, q))
+    pointers[1:] = torch.bincount(rows, minlength=p).cumsum(0)
+    pattern = CsrPattern(rows.to(torch.int32), pointers, (unique % q).to(torch.int32), (p, q))
     return csr_core(pattern, values.float(), shared=False)
 
 
 def _flat(pattern: CsrPattern) -> torch.Tensor:
     """Coordinates as row * q + col, int64."""
-    p, q = pattern.shape
-    rows = torch.repeat_interleave(torch.arange(p, device=pattern.cols.device), pattern.row_counts.long())
-    return rows * q + pattern.cols
+    return pattern.rows.long() * pattern.shape[1] + pattern.cols

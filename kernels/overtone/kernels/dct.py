@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from overtone.kernels.native import NativeKernels, dct_plan
 from overtone.kernels.reference import dct_matrix
 
 DENSE_MAX_SIZE = 256
@@ -22,12 +23,22 @@ class DctFrame:
     cosine transform in one and two dimensions", IEEE Trans. ASSP 28 (1980): v = (x_0, x_2, ..., x_3, x_1),
     C x [k] = s_k Re(e^{-i pi k / 2N} V[k]) and, V being Hermitian, C x [N - k] = -s_{N-k} Im(e^{-i pi k / 2N} V[k]).
     Here v is read backwards, which conjugates V and takes the minus away: the result's numbers are then those of the
-    spectrum in another order. Any N >= 1, odd ones included.
+    spectrum in another order. Any N >= 1, odd ones included. The native kernels do the same without a copy in between, and
+    for all sizes.
     """
 
-    def __init__(self, size: int, device: torch.device | None = None, *, dense: bool | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        device: torch.device | None = None,
+        *,
+        dense: bool | None = None,
+        native: NativeKernels | None = None,
+    ) -> None:
         assert size >= 1
         self.size = size
+        plan = dct_plan(size) if native is not None else None
+        self._native = None if native is None or plan is None else (native, plan)
         self.dense = size <= DENSE_MAX_SIZE if dense is None else dense
         if self.dense:
             self._matrix = dct_matrix(size, torch.float32).to(device)
@@ -50,6 +61,9 @@ class DctFrame:
     def analyse(self, x: torch.Tensor) -> torch.Tensor:
         assert x.dtype == torch.float32
         assert x.shape[-1] == self.size
+        if self._native is not None and x.ndim == 2 and x.stride(1) == 1:
+            native, plan = self._native
+            return native.dct(plan, x)
         if self.dense:
             return x @ self._matrix.T
         if not x.numel():  # MKL's FFT refuses an empty batch
@@ -60,6 +74,10 @@ class DctFrame:
     def synthesise(self, u: torch.Tensor) -> torch.Tensor:
         assert u.dtype == torch.float32
         assert u.shape[-1] == self.size
+        if self._native is not None and u.ndim == 2 and u.stride(1) == 1:
+            y = torch.empty(u.shape)
+            self.synthesise_into(u, y)
+            return y
         if self.dense:
             return u @ self._matrix
         if not u.numel():
@@ -69,3 +87,22 @@ class DctFrame:
         spectrum = torch.view_as_complex(parts.unflatten(-1, (-1, 2))) * self._inverse_phase  # type: ignore[no-untyped-call]
         restored: torch.Tensor = torch.fft.irfft(spectrum, n=self.size).index_select(-1, self._restore)
         return restored
+
+    @property
+    def native(self) -> bool:
+        """Whether there is `synthesise_into`."""
+        return self._native is not None
+
+    def synthesise_into(
+        self,
+        u: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        rows: torch.Tensor | None = None,
+        gain: torch.Tensor | None = None,
+        add: bool = False,
+    ) -> None:
+        """y[rows[i]] = gain[i] * (C^T u[i]), added to what is there if `add`: see `NativeKernels.inverse_dct`."""
+        assert self._native is not None
+        native, plan = self._native
+        native.inverse_dct(plan, u, y, rows=rows, gain=gain, add=add)

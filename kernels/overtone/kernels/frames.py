@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch
 
 from overtone.kernels.dct import DctFrame
+from overtone.kernels.native import NativeKernels
 from overtone.kernels.spectral import BlockDftFrame, DftFrame, WaveletFrame
 from overtone.kernels.types import Frame, FrameKind
 
 
 class FrameBank:
-    """The dispatcher over all kinds of frames, except WEIGHT, whose analysis is the layer's own work."""
+    """The dispatcher over all kinds of frames, except WEIGHT, whose analysis is the layer's own work.
 
-    def __init__(self, device: torch.device) -> None:
+    native: the CPU kernels that may be used.
+    """
+
+    def __init__(self, device: torch.device, native: NativeKernels | None = None) -> None:
         self.device = device
+        self.native = native if device.type == "cpu" else None
         self._transforms: dict[tuple[Frame, int], DctFrame | DftFrame | BlockDftFrame | WaveletFrame] = {}
 
     def analyse(self, frame: Frame, x: torch.Tensor, coefficients: int) -> torch.Tensor:
@@ -35,6 +40,26 @@ class FrameBank:
             return u @ frame.shared.matrix[: u.shape[-1], :size]
         return self._transform(frame, size).synthesise(u)
 
+    def add_synthesis(
+        self,
+        frame: Frame,
+        u: torch.Tensor,
+        y: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        gain: torch.Tensor | None = None,
+    ) -> bool:
+        """y[rows[i]] += gain[i] * (F^T u[i]) in one go, if there is a kernel for that; else False, and nothing happened.
+
+        u: (T, m) float32; y: (..., N), rows: (T,) int64, all different, None: 0, 1, ...; gain: (T, N) float32 or None.
+        """
+        if self.native is None or frame.kind is not FrameKind.DCT or y.dtype is not torch.float32:
+            return False
+        transform = self._transform(frame, y.shape[-1])
+        if not isinstance(transform, DctFrame) or not transform.native or u.stride(-1) != 1 or y.stride(-1) != 1:
+            return False
+        transform.synthesise_into(u, y, rows=rows, gain=gain, add=True)
+        return True
+
     def _transform(self, frame: Frame, size: int) -> DctFrame | DftFrame | BlockDftFrame | WaveletFrame:
         found = self._transforms.get((frame, size))
         if found is None:
@@ -43,7 +68,7 @@ class FrameBank:
 
     def _build(self, frame: Frame, size: int) -> DctFrame | DftFrame | BlockDftFrame | WaveletFrame:
         if frame.kind is FrameKind.DCT:
-            return DctFrame(size, self.device)
+            return DctFrame(size, self.device, native=self.native)
         if frame.kind is FrameKind.DFT:
             return DftFrame(size)
         if frame.kind is FrameKind.BLOCK_DFT:

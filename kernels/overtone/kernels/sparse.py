@@ -15,17 +15,17 @@ from overtone.kernels.cores import SparseCore, SparsePattern
 class CsrPattern:
     """A `SparsePattern` as compressed rows, on a device.
 
-    row_counts: (p,) int32, entries in each row; pointers: (p + 1,), cols: (n,) int32.
+    rows: (n,) int32, ascending; pointers: (p + 1,), cols: (n,) int32.
     """
 
-    row_counts: torch.Tensor
+    rows: torch.Tensor
     pointers: torch.Tensor
     cols: torch.Tensor
     shape: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.row_counts, self.pointers, self.cols))
+        return sum(t.numel() * t.element_size() for t in (self.rows, self.pointers, self.cols))
 
 
 PatternCache: TypeAlias = MutableMapping[str, CsrPattern]
@@ -43,8 +43,8 @@ class CsrCore:
     shared: bool
 
     @property
-    def row_counts(self) -> torch.Tensor:
-        return self.pattern.row_counts
+    def rows(self) -> torch.Tensor:
+        return self.pattern.rows
 
     @property
     def cols(self) -> torch.Tensor:
@@ -88,10 +88,10 @@ def csr_core(pattern: CsrPattern, values: torch.Tensor, *, shared: bool) -> CsrC
 def _compressed(pattern: SparsePattern, device: torch.device | None) -> CsrPattern:
     """The coordinates are sorted already, so this is one count."""
     p = pattern.shape[0]
-    counts = torch.bincount(pattern.rows, minlength=p).to(torch.int32)
     pointers = torch.zeros(p + 1, dtype=torch.int32)
-    pointers[1:] = counts.cumsum(0)
-    return CsrPattern(counts.to(device), pointers.to(device), pattern.cols.to(device), pattern.shape)
+    pointers[1:] = torch.bincount(pattern.rows, minlength=p).cumsum(0)
+    rows, pointers, cols = (one.to(device) for one in (pattern.rows, pointers, pattern.cols))
+    return CsrPattern(rows, pointers, cols, pattern.shape)
 
 
 def apply_segment(z: torch.Tensor, core: CsrCore) -> torch.Tensor:

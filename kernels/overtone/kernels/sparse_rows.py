@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from overtone.kernels.native import NativeKernels
 from overtone.kernels.sparse import CsrCore
 
 _SPARE_ROWS = 4
@@ -131,3 +132,42 @@ class SparseRows:
 
 def _entries(core: CsrCore | None) -> int:
     return 0 if core is None else core.values.numel()
+
+
+class SparseTable:
+    """`SparseRows` by a native kernel that reads each core where it lies: a change of the batch copies nothing."""
+
+    def __init__(self, shape: tuple[int, int], native: NativeKernels) -> None:
+        self.shape = shape
+        self._native = native
+        self.update([])
+
+    @property
+    def tokens(self) -> int:
+        return len(self._cores)
+
+    def update(self, cores: Sequence[CsrCore | None]) -> None:
+        """From now on row t has cores[t]; None: u[t] = 0."""
+        assert all(core is None or core.shape == self.shape for core in cores)
+        self._cores = list(cores)  # what the addresses point to is kept
+        self._table = torch.tensor([_addresses(core) for core in cores], dtype=torch.int64).view(-1, 4)
+
+    def apply(self, z: torch.Tensor) -> torch.Tensor:
+        """z: (T, q) float32; returns (T, p) float32."""
+        assert z.shape == (self.tokens, self.shape[1])
+        assert z.dtype == torch.float32
+        assert z.stride(1) == 1
+        return self._native.sparse_rows(self._table, z, self.shape[0])
+
+
+def apply_core(core: CsrCore, z: torch.Tensor, native: NativeKernels) -> torch.Tensor:
+    """u = z K^T for tokens that share one core: `CsrCore.apply` by a native kernel."""
+    table = torch.tensor([_addresses(core)], dtype=torch.int64).expand(len(z), 4).contiguous()
+    return native.sparse_rows(table, z.contiguous(), core.shape[0])
+
+
+def _addresses(core: CsrCore | None) -> tuple[int, int, int, int]:
+    """Of rows, cols and values, and how many; contiguous, as they were made."""
+    if core is None:
+        return 0, 0, 0, 0
+    return core.rows.data_ptr(), core.cols.data_ptr(), core.values.data_ptr(), core.values.numel()

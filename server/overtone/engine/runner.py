@@ -69,7 +69,9 @@ class ModelRunner:
 
     def forget(self) -> None:
         """Lets go of the adapters of the last batch: their leases have ended."""
-        self._rows, self._head_rows = (AdapterRows(self._base.device, self.paths) for _ in range(2))
+        self._rows, self._head_rows = (
+            AdapterRows(self._base.device, self.paths, self._base.slot.native) for _ in range(2)
+        )
 
     def _clear(self, pages: tuple[int, ...]) -> None:
         """A recycled page may hold another request's NaN, and 0 * NaN would reach its next owner."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from overtone.kernels import Frame, FrameBank, FrameKind
+from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind, apply_core
+from overtone.kernels.native import NativeKernels
 from overtone.models.channels import AdapterDeltas, Channel, Outline, Outlines, PreparedTerm
 from overtone.models.decode_batch import DecodeBatch
 from overtone.models.row_plan import Piece, RowPlan, widest
@@ -38,9 +39,11 @@ class AdapterRows:
     one product), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt).
     """
 
-    def __init__(self, device: torch.device, paths: Counter[str] | None = None) -> None:
+    def __init__(
+        self, device: torch.device, paths: Counter[str] | None = None, native: NativeKernels | None = None
+    ) -> None:
         self.outlines = Outlines()
-        self.decodes = DecodeBatch(device)
+        self.decodes = DecodeBatch(device, native)
         self.paths: Counter[str] = Counter() if paths is None else paths
 
 
@@ -98,7 +101,12 @@ class AdapterStep:
         if self._input is not x:
             self._input, self._gathered, self._analysed = x, {}, {}
         flat = y.view(-1, y.shape[-1])
-        parts = [self._part(module, channel, x, flat, bias) for channel in channels]
+        # The frame of the layer's own weight reads y: it must see it unchanged.
+        reads_y = len(channels) > 1 and any(channel.analysis.kind is FrameKind.WEIGHT for channel in channels)
+        found = [self._part(module, channel, x, flat, bias, in_place=not reads_y) for channel in channels]
+        parts = [part for part in found if part is not None]
+        if not parts:
+            return y
         rows = parts[0][0]
         if all(other is rows for other, _ in parts):
             delta = parts[0][1]
@@ -135,9 +143,16 @@ class AdapterStep:
         return union, total.index_select(0, union)
 
     def _part(
-        self, module: str, channel: Channel, x: torch.Tensor, flat: torch.Tensor, bias: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """What a channel adds: rows and their delta (n, p) float32."""
+        self,
+        module: str,
+        channel: Channel,
+        x: torch.Tensor,
+        flat: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        in_place: bool,
+    ) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        """What a channel adds: rows and their delta (n, p) float32; None: it was added to `flat` already."""
         lane, size = self._lane(channel.analysis), flat.shape[-1]
         plan = self._decodes.plan(module, channel) if lane.decodes else RowPlan(self._frames.device)
         prompts = [(span, term) for span, one in lane.prompts if (term := one.modules.get(module, {}).get(channel))]
@@ -146,7 +161,11 @@ class AdapterStep:
         z = self._analyse(widest(frames) or channel.analysis, wanted, lane, x, flat, bias)
         u = _assembled(self._pieces(plan, prompts, lane, z), z)
         frames = [frame for frame in (plan.synthesis, *(term.synthesis for _, term in prompts)) if frame is not None]
-        delta = self._frames.synthesise(widest(frames) or channel.synthesis, u, size)
+        synthesis = widest(frames) or channel.synthesis
+        gained = plan.gains is not None or any(term.gain is not None for _, term in prompts)
+        if in_place and not gained and self._frames.add_synthesis(synthesis, u, flat, lane.rows):
+            return None
+        delta = self._frames.synthesise(synthesis, u, size)
         if plan.gains is not None:
             delta[: lane.decodes] *= plan.gains
         for span, term in prompts:
@@ -162,7 +181,11 @@ class AdapterStep:
             yield from plan.pieces(z[: lane.decodes])
         for span, term in prompts:
             self._paths["prompt"] += span.stop - span.start
-            yield span, term.core.apply(z[span])
+            native = self._frames.native
+            if native is not None and isinstance(term.core, CsrCore):
+                yield span, apply_core(term.core, z[span], native)
+            else:
+                yield span, term.core.apply(z[span])
 
     def _lane(self, frame: Frame) -> Lane:
         lane = self._lanes.get(frame)

@@ -168,7 +168,7 @@ def prepare(
         model=model,
         codec=codec,
         slot=slot,
-        frames=FrameBank(parameter.device),
+        frames=FrameBank(parameter.device, slot.native),
         modules=modules,
         embeddings=embeddings,
         fingerprint=fingerprint,

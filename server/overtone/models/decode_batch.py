@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from overtone.kernels import Frame
+from overtone.kernels.native import NativeKernels
 from overtone.models.channels import Channel, Outline
 from overtone.models.row_plan import STACK_BYTES, RowPlan
 
@@ -63,8 +64,8 @@ class DecodeBatch:
     modules: module name -> the channels that some row needs there. Plans are made as the modules are reached.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, native: NativeKernels | None = None) -> None:
+        self._device, self._native = device, native
         self._outlines: list[Outline | None] = []
         self.modules: dict[str, Counter[Channel]] = {}
         self._lanes: dict[Frame, LaneRows] = {}
@@ -97,7 +98,7 @@ class DecodeBatch:
         key = module, channel
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = RowPlan(self._device)
+            plan = self._plans[key] = RowPlan(self._device, self._native)
         lane = self.lane(channel.analysis)
         if plan.version != lane.version:
             others = sum(other.stacked_bytes for other in self._plans.values() if other is not plan)

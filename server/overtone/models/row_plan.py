@@ -1,6 +1,7 @@
 """How the cores of one module and channel are applied to the rows of a decoding batch: the choice, and its execution.
 
-A sparse core that serves many rows is one sparse product for them; all others of the batch are one block-diagonal product.
+Native kernels apply the sparse cores of all rows in one pass. Without them, a sparse core that serves many rows is one
+sparse product for them, and all others of the batch are one block-diagonal product.
 Small dense cores are one batched product, unless few adapters serve many rows: then a product each.
 """
 
@@ -10,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from overtone.kernels import CsrCore, Frame, PreparedCore, SparseRows, StackedRows, stackable
+from overtone.kernels import CsrCore, Frame, PreparedCore, SparseRows, SparseTable, StackedRows, stackable
+from overtone.kernels.native import NativeKernels
 from overtone.models.channels import PreparedTerm
 
 SHARED_FROM = 8
@@ -27,12 +29,12 @@ Piece = tuple[slice | torch.Tensor, torch.Tensor]
 class RowPlan:
     """u[t] = K_t z[t] for the rows of a lane. `version` is the lane's for which it was made."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, native: NativeKernels | None = None) -> None:
         self.version = -1
-        self._device = device
-        self._sparse: SparseRows | None = None
+        self._device, self._native = device, native
+        self._sparse: SparseRows | SparseTable | None = None
         self._stacked: StackedRows | None = None
-        self._together: SparseRows | StackedRows | None = None
+        self._together: SparseRows | SparseTable | StackedRows | None = None
         self._alone: list[tuple[torch.Tensor, PreparedCore]] = []
         self.rows_by_path: dict[str, int] = {}
         self.analysis: Frame | None = None
@@ -59,7 +61,9 @@ class RowPlan:
 
     def _choose(self, cores: list[PreparedCore | None], groups: list[list[int]], stack_bytes: int) -> None:
         sparse = any(isinstance(core, CsrCore) for core in cores)
-        if sparse:
+        if sparse and self._native is not None:
+            alone = []
+        elif sparse:
             alone = [rows for rows in groups if len(rows) >= SHARED_FROM]
         elif len(groups) * _ROWS_PER_PRODUCT > len(cores) > 1 and stackable(cores, stack_bytes):
             alone = []
@@ -69,18 +73,19 @@ class RowPlan:
         taken = {row for rows in alone for row in rows}
         rest = [None if row in taken else core for row, core in enumerate(cores)]
         self._together = self._joined(rest) if any(core is not None for core in rest) else None
-        if not isinstance(self._together, SparseRows):
+        if self._together is not self._sparse:
             self._sparse = None  # nothing is kept of adapters that left
-        if not isinstance(self._together, StackedRows):
+        if self._together is not self._stacked:
             self._stacked = None
         together = sum(core is not None for core in rest)
         self.rows_by_path = {"sparse" if sparse else "stacked": together, "shared": len(taken)}
 
-    def _joined(self, cores: list[PreparedCore | None]) -> SparseRows | StackedRows:
+    def _joined(self, cores: list[PreparedCore | None]) -> SparseRows | SparseTable | StackedRows:
         first = next(core for core in cores if core is not None)
         if isinstance(first, CsrCore):
             if self._sparse is None or self._sparse.shape != first.shape:
-                self._sparse = SparseRows(first.shape, self._device)
+                native, shape = self._native, first.shape
+                self._sparse = SparseRows(shape, self._device) if native is None else SparseTable(shape, native)
             self._sparse.update(cores)  # type: ignore[arg-type]
             return self._sparse
         if self._stacked is None:

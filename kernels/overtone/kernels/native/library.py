@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 import platform
 from dataclasses import dataclass
 
@@ -25,8 +26,58 @@ _SIGNATURES = {
     "rms_norm": (_INT, _INT, _POINTER, _INT, _POINTER, _FLOAT, _POINTER),
     "silu_times": (_INT, _INT, _POINTER, _POINTER),
     "rotate_and_write": (*[_INT] * 4, _POINTER, _INT, *[_POINTER] * 4, _FLOAT, *[_POINTER] * 2),
+    "dct": (_INT, _INT, _INT, *[_POINTER] * 3, _POINTER, _INT, _POINTER, _INT),
+    "inverse_dct": (_INT, _INT, _INT, *[_POINTER] * 3, _POINTER, _INT, *[_POINTER] * 2, _INT, _POINTER, _INT),
+    "sparse_rows": (_INT, _INT, *[_POINTER] * 2, _INT, _POINTER),
     "attend_rows": (*[_INT] * 5, _FLOAT, *[_POINTER] * 5, _INT, _INT, _POINTER, _INT, *[_POINTER] * 3),
 }
+_RESULTS = {"dct": ctypes.c_int, "inverse_dct": ctypes.c_int}  # 0 if memory is short
+
+
+@dataclass(frozen=True, slots=True)
+class DctPlan:
+    """The tables of the DCT of one size N.
+
+    factors: of N, none above `LARGEST_RADIX`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: (N, 2), s_k / 2 times cosine
+    and sine of pi k / 2 N, s_0 = sqrt(1 / N), else s_k = sqrt(2 / N).
+    """
+
+    size: int
+    factors: torch.Tensor
+    roots: torch.Tensor
+    phases: torch.Tensor
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int, int]:
+        return (
+            self.size,
+            len(self.factors),
+            self.factors.data_ptr(),
+            self.roots.data_ptr(),
+            self.phases.data_ptr(),
+        )
+
+
+LARGEST_RADIX = 64
+"""A size with a larger prime factor has no plan: it is rare, and torch's FFT does it."""
+
+
+def dct_plan(size: int) -> DctPlan | None:
+    """None if `size` has a prime factor above `LARGEST_RADIX`."""
+    factors, rest = [], size
+    for factor in (8, 4, 2, *range(3, LARGEST_RADIX + 1, 2)):
+        while rest % factor == 0:
+            factors.append(factor)
+            rest //= factor
+    if rest > 1:
+        return None
+    k = torch.arange(size, dtype=torch.float64)
+    scale = torch.full_like(k, math.sqrt(2 / size))
+    scale[0] = math.sqrt(1 / size)
+    turn, half = 2 * math.pi * k / size, math.pi * k / (2 * size)
+    roots = torch.stack((turn.cos(), -turn.sin()), dim=1)
+    phases = torch.stack((half.cos(), half.sin()), dim=1) * (scale / 2)[:, None]
+    return DctPlan(size, torch.tensor(factors, dtype=torch.int64), roots.float(), phases.float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +114,7 @@ class NativeKernels:
         self._library = load_library()
         for name, arguments in _SIGNATURES.items():
             function = getattr(self._library, name)
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, _RESULTS.get(name)
         self._columns, self.lanes, self.part_keys = (
             int(getattr(self._library, name)()) for name in ("columns", "lanes", "part_keys")
         )
@@ -135,6 +186,50 @@ class NativeKernels:
             slots.data_ptr(),
             cache.data_ptr(),
         )
+
+    def dct(self, plan: DctPlan, x: torch.Tensor) -> torch.Tensor:
+        """The orthonormal DCT-II of each row. x: (m, N). Raises MemoryError."""
+        m, n = x.shape
+        z = torch.empty(m, n)
+        if not self._library.dct(m, *plan.arguments, x.data_ptr(), x.stride(0), z.data_ptr(), n):
+            raise MemoryError("no memory for a cosine transform")
+        return z
+
+    def inverse_dct(
+        self,
+        plan: DctPlan,
+        u: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        rows: torch.Tensor | None = None,
+        gain: torch.Tensor | None = None,
+        add: bool = False,
+    ) -> None:
+        """y[rows[i]] = gain[i] * (the inverse DCT of u[i]), added to what is there if `add`. Raises MemoryError.
+
+        u: (m, N); y: (..., N) with rows apart as they are; rows: (m,) int64, all different, None: 0, 1, ...; gain: (m, N),
+        contiguous, None: ones.
+        """
+        done = self._library.inverse_dct(
+            len(u),
+            *plan.arguments,
+            u.data_ptr(),
+            u.stride(0),
+            None if gain is None else gain.data_ptr(),
+            None if rows is None else rows.data_ptr(),
+            add,
+            y.data_ptr(),
+            y.stride(0),
+        )
+        if not done:
+            raise MemoryError("no memory for a cosine transform")
+
+    def sparse_rows(self, cores: torch.Tensor, z: torch.Tensor, p: int) -> torch.Tensor:
+        """u[t] = K_t z[t]. cores: (m, 4) int64, addresses of K_t's rows and cols (int32) and values, and how many; returns
+        (m, p)."""
+        u = torch.empty(len(z), p)
+        self._library.sparse_rows(len(z), p, cores.data_ptr(), z.data_ptr(), z.stride(0), u.data_ptr())
+        return u
 
     def can_attend(self, cache: torch.Tensor) -> bool:
         """Whether `attend_rows` reads a cache (..., D) like this one."""

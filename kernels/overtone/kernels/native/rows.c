@@ -31,7 +31,7 @@ void silu_times(int64_t m, int64_t n, const float *x, float *y) {
     int64_t j = 0;
     for (; j + LANES <= n; j += LANES) {
       vec g = load(gate + j);
-      g = select((ivec)(g < -88.0f), all(-88.0f), g); /* silu is -5e-37 there: as good as 0 */
+      g = choose((ivec)(g < -88.0f), all(-88.0f), g); /* silu is -5e-37 there: as good as 0 */
       store(y + i * n + j, g / (1.0f + exp_of(-g)) * load(up + j));
     }
     for (; j < n; j++) {

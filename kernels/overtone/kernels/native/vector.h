@@ -37,7 +37,7 @@ INLINE float sum(vec x) {
 }
 
 INLINE vec bits(ivec x) { union { ivec i; vec f; } u = {.i = x}; return u.f; }
-INLINE vec select(ivec which, vec yes, vec no) {
+INLINE vec choose(ivec which, vec yes, vec no) {
   union { vec f; ivec i; } a = {.f = yes}, b = {.f = no};
   return bits((a.i & which) | (b.i & ~which));
 }
@@ -58,5 +58,52 @@ INLINE vec exp_of(vec x) {
   p = p * r * r + r + 1.0f;
   union { vec f; ivec i; } u = {.f = shifted};
   vec power = bits((u.i << 23) + 0x3f800000);
-  return select((ivec)(x < -87.0f), (vec){0}, p * power);
+  return choose((ivec)(x < -87.0f), (vec){0}, p * power);
+}
+
+/* Shuffles of two vectors, the second's elements numbered on: what each is left with when blocks of a width are exchanged across
+   the diagonal. Spelled out, because only constants become single instructions. */
+#if LANES == 16
+#define NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#define LOW_1 {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30}
+#define HIGH_1 {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31}
+#define LOW_2 {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}
+#define HIGH_2 {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31}
+#define LOW_4 {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27}
+#define HIGH_4 {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31}
+#define LOW_8 {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}
+#define HIGH_8 {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}
+#elif LANES == 8
+#define NUMBERS {0, 1, 2, 3, 4, 5, 6, 7}
+#define LOW_1 {0, 8, 2, 10, 4, 12, 6, 14}
+#define HIGH_1 {1, 9, 3, 11, 5, 13, 7, 15}
+#define LOW_2 {0, 1, 8, 9, 4, 5, 12, 13}
+#define HIGH_2 {2, 3, 10, 11, 6, 7, 14, 15}
+#define LOW_4 {0, 1, 2, 3, 8, 9, 10, 11}
+#define HIGH_4 {4, 5, 6, 7, 12, 13, 14, 15}
+#else
+#define NUMBERS {0, 1, 2, 3}
+#define LOW_1 {0, 4, 2, 6}
+#define HIGH_1 {1, 5, 3, 7}
+#define LOW_2 {0, 1, 4, 5}
+#define HIGH_2 {2, 3, 6, 7}
+#endif
+
+#define EXCHANGE(width) \
+  _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) if (!(i & width)) { \
+    const vec a = v[i], b = v[i + width]; \
+    v[i] = __builtin_shuffle(a, b, (ivec)LOW_##width); \
+    v[i + width] = __builtin_shuffle(a, b, (ivec)HIGH_##width); \
+  }
+
+/* LANES vectors as a square matrix, transposed. */
+INLINE void transpose(vec v[LANES]) {
+  EXCHANGE(1)
+  EXCHANGE(2)
+#if LANES > 4
+  EXCHANGE(4)
+#endif
+#if LANES > 8
+  EXCHANGE(8)
+#endif
 }
