@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from overtone.api.tenants import tenant_weights
 from overtone.client import AsyncClient
+from overtone.errors import InvalidRequest
 from support.adapters import make_loca_folder
 from support.server import ThreadServer
 from support.tiny import tiny_base
@@ -99,6 +100,18 @@ def test_a_request_that_waits_for_its_adapter_holds_up_nobody(
         for thread in waiting:
             thread.join()
         assert answers == {"slow1": expected, "slow2": expected}
+
+
+def test_more_completions_than_may_wait_are_refused_together(tmp_path: Path) -> None:
+    folder = make_loca_folder(tmp_path / "a", tiny_base().modules, n=10, seed=1)
+    with ThreadServer(tmp_path / "store", tiny_base(), max_queue=8) as server, server.client() as client:
+        client.adapters.load(folder, id="one")
+        with pytest.raises(InvalidRequest, match="at most 4 requests may wait") as caught:
+            client.generate(PROMPT, adapter="one", n=5, temperature=1.0, max_new_tokens=3)
+        assert caught.value.field == "n"
+        assert len(client.generate(PROMPT, adapter="one", n=4, temperature=1.0, max_new_tokens=3).others) == 3
+        sessions = server.server.backend._sessions._sessions
+        assert not sessions
 
 
 def test_weights_of_settings() -> None:

@@ -72,7 +72,7 @@ def test_against_the_slow_scheduler(config: EngineConfig, actions: list[tuple[An
     for action in actions:
         act(traffic, action)
     traffic.drain()
-    assert traffic.scheduler.pages.used == traffic.scheduler.flows == traffic.scheduler.waiting_tokens == 0
+    assert traffic.scheduler.pages.used == traffic.scheduler.flows == traffic.scheduler.load.tokens == 0
     assert traffic.scheduler.schedule() is None
 
 

@@ -256,6 +256,7 @@ def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:
         cache_pages=pages,
         max_queue=config.max_queue,
         max_queue_tokens=config.max_queue_tokens,
+        max_queue_share=config.max_queue_share,
         prefix_cache=config.prefix_cache,
         deterministic=base.deterministic,
         tenant_weights=tenant_weights(config.tenant_weight),

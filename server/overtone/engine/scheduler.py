@@ -16,6 +16,7 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.fair import FairQueue
 from overtone.engine.pages import PageAllocator
 from overtone.engine.prefix import CachedPage, PrefixCache
+from overtone.engine.queue_limits import QueueLoad
 from overtone.engine.sequence import Sequence
 
 
@@ -59,8 +60,7 @@ class Scheduler:
             prompts_only=config.deterministic,
         )
         self.running: list[Sequence] = []  # highest priority first, then in order of admission
-        self.waiting = 0
-        self.waiting_tokens = 0  # that the waiting may need at most
+        self.load = QueueLoad()
         self._queues: dict[int, FairQueue] = {}  # by priority; only those with something queued or running
         self._admissions = itertools.count()
         self._fresh: list[int] = []
@@ -79,14 +79,14 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         queue = self._queues.setdefault(sequence.request.priority, FairQueue(self._config.tenant_weights))
         queue.add(sequence)
-        self._count_waiting(sequence, 1)
+        self.load.count(sequence.request)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and lets go of its pages."""
         queue = self._queue(sequence)
         if sequence.rank is None:
             queue.take(sequence)
-            self._count_waiting(sequence, -1)
+            self.load.count(sequence.request, -1)
         else:
             self.running.remove(sequence)
             sequence.rank = None
@@ -137,7 +137,7 @@ class Scheduler:
                 if not self.pages.fits(sequence, found):
                     return
                 queue.take(sequence)
-                self._count_waiting(sequence, -1)
+                self.load.count(sequence.request, -1)
                 if not sequence.charged:
                     self.pages.count_query(sequence)
                 self._start(sequence, found)
@@ -170,15 +170,11 @@ class Scheduler:
         sequence.rank = None
         self.pages.release(sequence)
         self._queue(sequence).put_back(sequence)
-        self._count_waiting(sequence, 1)
+        self.load.count(sequence.request)
         self._preempted += 1
 
     def _queue(self, sequence: Sequence) -> FairQueue:
         return self._queues[sequence.request.priority]
-
-    def _count_waiting(self, sequence: Sequence, sign: int) -> None:
-        self.waiting += sign
-        self.waiting_tokens += sign * sequence.request.max_tokens
 
 
 def _share(prompts: list[Sequence], budget: int) -> tuple[Chunk, ...]:
