@@ -47,9 +47,10 @@ class SlowScheduler:
         self.config = config
         self.jobs: list[Job] = []  # alive, in order of arrival
         self.cached: list[Page] = []
-        self.clocks: dict[
-            tuple, float
-        ] = {}  # (priority, tenant) and (priority, tenant, adapter), in order of activation
+        # (priority, tenant) and (priority, tenant, adapter), in order of activation; of those that left all is remembered
+        # until nothing beside them is active.
+        self.clocks: dict[tuple, float] = {}
+        self.left: dict[tuple, float] = {}
         self.time = 0
         self.fresh = self.preempted = self.evicted = 0
 
@@ -79,18 +80,22 @@ class SlowScheduler:
 
     # -- arrivals and departures
 
+    def beside(self, times: dict[tuple, float], key: tuple) -> dict[tuple, float]:
+        return {k: time for k, time in times.items() if len(k) == len(key) and k[:-1] == key[:-1]}
+
     def add(self, job: Job) -> None:
-        level, tenant = (job.priority,), (job.priority, job.tenant)
-        for key, above in ((tenant, level), ((*tenant, job.flow), tenant)):
-            beside = [time for k, time in self.clocks.items() if len(k) == len(key) and k[: len(above)] == above]
-            self.clocks.setdefault(key, min(beside, default=0.0))
+        for key in ((job.priority, job.tenant), (job.priority, job.tenant, job.flow)):
+            least = min(self.beside(self.clocks, key).values(), default=0.0)
+            self.clocks.setdefault(key, max(self.left.get(key, 0.0), least))
         self.jobs.append(job)
 
     def remove(self, job: Job) -> None:
         self.release(job)
         self.jobs.remove(job)
         active = {key for j in self.jobs for key in ((j.priority, j.tenant), (j.priority, j.tenant, j.flow))}
+        self.left |= {key: time for key, time in self.clocks.items() if key not in active}
         self.clocks = {key: time for key, time in self.clocks.items() if key in active}
+        self.left = {key: time for key, time in self.left.items() if self.beside(self.clocks, key)}
 
     def release(self, job: Job) -> None:
         for page in reversed(job.pages):
