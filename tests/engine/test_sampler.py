@@ -39,10 +39,12 @@ class FixedGuide:
     def follow(self, output_ids: Iterable[int]) -> bool:
         return True
 
-    def fill(self, row: Mask) -> bool:
-        bits = np.array([token in self._allowed for token in range(32 * len(row))])
-        row[:] = np.packbits(bits, bitorder="little").view(np.int32)
-        return not self._fails
+    def fill(self, matchers: Iterable[FixedGuide], rows: Mask) -> list[bool]:
+        fixed = list(matchers)
+        for matcher, row in zip(fixed, rows, strict=True):
+            bits = np.array([token in matcher._allowed for token in range(32 * len(row))])
+            row[:] = np.packbits(bits, bitorder="little").view(np.int32)
+        return [not matcher._fails for matcher in fixed]
 
 
 def random_logits(rows: int, seed: int = 0, vocabulary: int = VOCAB) -> torch.Tensor:
