@@ -55,6 +55,7 @@ def test_every_field_has_a_default_and_help() -> None:
         ("tenant_weight", {"tenant_weight": ("Anna=1",)}),
         ("tenant_weight", {"tenant_weight": ("anna=1", "anna=2")}),
         ("default_max_new_tokens", {"default_max_new_tokens": 0}),
+        ("adapter_load_threads", {"adapter_load_threads": 0}),
         ("max_adapter_mib", {"max_adapter_mib": 2, "adapter_memory_mib": 1}),
         ("drain_seconds", {"drain_seconds": -1.0}),
         ("drain_seconds", {"drain_seconds": float("nan")}),

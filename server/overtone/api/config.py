@@ -84,6 +84,9 @@ class ServerConfig:
         default=256, metadata=_about("Completion length where a request names none.", least=1)
     )
     adapter_memory_mib: int = field(default=1024, metadata=_about("Memory for resident adapters, in MiB.", least=1))
+    adapter_load_threads: int = field(
+        default=32, metadata=_about("Adapters that may be on their way from disk to memory at once.", least=1)
+    )
     max_adapter_mib: int = field(default=64, metadata=_about("Largest adapter accepted, in MiB.", least=1))
     max_inline_adapter_mib: int = field(
         default=4, metadata=_about("Largest adapter accepted within a request, in MiB, at most 15; 0: none.", least=0)
