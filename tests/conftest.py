@@ -16,8 +16,10 @@ from support.tiny import tiny_base, tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """The models are tiny, and a server, its clients and the reference compute in threads of their own: with a team of
+    OpenMP threads for each they wait for one another most of the time."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

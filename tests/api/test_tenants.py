@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from overtone.adapters.resident import ResidentAdapter
 from overtone.api.tenants import tenant_weights
 from overtone.client import AsyncClient
+from overtone.errors import InvalidRequest
 from support.adapters import make_loca_folder
 from support.server import ThreadServer
 from support.tiny import tiny_base
@@ -69,20 +71,24 @@ def test_a_request_that_waits_for_its_adapter_holds_up_nobody(
     tiny_server: ThreadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two adapters are being fetched; requests that came later, of the base and of another adapter, are served."""
-    folder = make_loca_folder(tmp_path / "a", tiny_server.base.modules, n=10, seed=1)
-    store, arrived = tiny_server.server.backend.store, threading.Event()
-    acquire, asked = store.acquire_all, threading.Semaphore(0)
+    names = ("slow1", "slow2", "quick")
+    folders = [
+        make_loca_folder(tmp_path / name, tiny_server.base.modules, n=10, seed=i) for i, name in enumerate(names)
+    ]
+    versions, arrived = tiny_server.server.backend.store._versions, threading.Event()
+    read, asked, slow_digests = versions.read, threading.Semaphore(0), set[str]()
 
-    def slow(wanted):  # type: ignore[no-untyped-def]
-        if wanted[0].reference.startswith("slow"):
+    def slow(digest: str) -> ResidentAdapter:
+        if digest in slow_digests:
             asked.release()
             assert arrived.wait(300)
-        return acquire(wanted)
+        return read(digest)
 
-    monkeypatch.setattr(store, "acquire_all", slow)
+    monkeypatch.setattr(versions, "read", slow)
     with tiny_server.client() as client:
-        for name in ("slow1", "slow2", "quick"):
-            client.adapters.load(folder, id=name)
+        for name, folder in zip(names, folders, strict=True):
+            adapter = client.adapters.load(folder, id=name)
+            slow_digests |= {adapter.digest} if name != "quick" else set()
 
         def ask(name: str) -> None:
             answers[name] = client.generate(PROMPT, adapter=name, max_new_tokens=3).token_ids
@@ -93,12 +99,25 @@ def test_a_request_that_waits_for_its_adapter_holds_up_nobody(
             thread.start()
             assert asked.acquire(timeout=300)
         assert client.generate(PROMPT, max_new_tokens=3).token_ids
-        expected = client.generate(PROMPT, adapter="quick", max_new_tokens=3).token_ids
+        assert client.generate(PROMPT, adapter="quick", max_new_tokens=3).token_ids
         assert not answers
         arrived.set()
         for thread in waiting:
             thread.join()
-        assert answers == {"slow1": expected, "slow2": expected}
+        again = {name: client.generate(PROMPT, adapter=name, max_new_tokens=3).token_ids for name in names[:2]}
+        assert answers == again
+
+
+def test_more_completions_than_may_wait_are_refused_together(tmp_path: Path) -> None:
+    folder = make_loca_folder(tmp_path / "a", tiny_base().modules, n=10, seed=1)
+    with ThreadServer(tmp_path / "store", tiny_base(), max_queue=8) as server, server.client() as client:
+        client.adapters.load(folder, id="one")
+        with pytest.raises(InvalidRequest, match="at most 4 requests may wait") as caught:
+            client.generate(PROMPT, adapter="one", n=5, temperature=1.0, max_new_tokens=3)
+        assert caught.value.field == "n"
+        assert len(client.generate(PROMPT, adapter="one", n=4, temperature=1.0, max_new_tokens=3).others) == 3
+        sessions = server.server.backend._sessions._sessions
+        assert not sessions
 
 
 def test_weights_of_settings() -> None:

@@ -71,6 +71,7 @@ def test_tiny(tiny_server: ThreadServer, tiny_reference: MergedReference, tmp_pa
     check(tiny_server, tiny_reference, make(tmp_path / "made", dict(tiny_server.base.modules), 60, 0.8), 12)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_demo(demo_server: ThreadServer, demo_reference: MergedReference, tmp_path: Path) -> None:
     modules = {n: s for n, s in demo_server.base.modules.items() if n.endswith(("q_proj", "v_proj", "up_proj"))}

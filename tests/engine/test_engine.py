@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from overtone.engine.config import EngineConfig
-from overtone.engine.types import FinishReason
+from overtone.engine.types import FinishReason, StepReport
 from support.engines import make_engine, serve_one
 from support.fake_model import VOCAB, fake_decode, fake_greedy, fake_logits
 from support.recorder import Recorder, serve
@@ -93,6 +93,35 @@ def test_preemption_changes_no_token() -> None:
     assert answers[0] == answers[1]
     greedy = [fake_decode(fake_greedy(r.prompt_ids, r.stopping.max_new_tokens)) for r in requests[::2]]
     assert [text for text, _ in answers[0][::2]] == greedy
+
+
+def test_giving_way_to_a_higher_priority_changes_no_token() -> None:
+    """Two that run give their places up to important ones, which arrive while they do and end first."""
+    config = EngineConfig(2, 16, 64, page_tokens=4, cache_pages=64)
+    recorder = Recorder()
+    engine = make_engine(recorder, config=config)
+    low = [make_request(f"low{i}", (1, 2, i), 30, temperature=float(i), seed=i) for i in range(2)]
+    high = [make_request(f"high{i}", (4, i), 5, priority=1 + i) for i in range(2)]
+    ended: list[str] = []
+
+    def on_report(report: StepReport) -> None:
+        ended.extend(event.request_id for event in report.events if event.last)
+        if len(recorder.stats) in (6, 8):
+            engine.submit(high[len(recorder.stats) // 2 - 3])
+
+    recorder.on_report = on_report
+    for request in low:
+        engine.submit(request)
+    engine.start()
+    recorder.wait("low0", "low1", "high0", "high1")
+    engine.stop()
+    assert ended[:2] == ["high0", "high1"]
+    assert sum(stats.preemptions for stats in recorder.stats) == 2
+    for request in (low[0], *high):
+        assert recorder.tokens(request.request_id) == fake_greedy(request.prompt_ids, request.stopping.max_new_tokens)
+    alone = Recorder()
+    serve(make_engine(alone, config=config), alone, [low[1]])
+    assert recorder.tokens("low1") == alone.tokens("low1")
 
 
 def test_config_vocabulary() -> None:

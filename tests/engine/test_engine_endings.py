@@ -83,7 +83,7 @@ def test_deadline_during_generation() -> None:
 
 
 def test_queue_full() -> None:
-    with held(EngineConfig(4, 16, 64, 4, 64, max_queue=3)) as (engine, recorder, gate):
+    with held(EngineConfig(4, 16, 64, 4, 64, max_queue=3, max_queue_share=1.0)) as (engine, recorder, gate):
         for i in range(3):
             engine.submit(make_request(f"r{i}", (i,), 2))
         with pytest.raises(QueueFull, match="3 requests are waiting") as caught:

@@ -15,7 +15,8 @@ from support.requests import make_request, make_sequence
 
 
 def test_queued_tokens_are_limited() -> None:
-    with held(EngineConfig(1, 16, 64, 4, 64, max_queue=50, max_queue_tokens=60)) as (engine, recorder, gate):
+    config = EngineConfig(1, 16, 64, 4, 64, max_queue=50, max_queue_tokens=60, max_queue_share=1.0)
+    with held(config) as (engine, recorder, gate):
         engine.submit(make_request("a", range(20), 10))
         engine.submit(make_request("b", range(20), 10))
         with pytest.raises(QueueFull, match="max_queue_tokens") as caught:

@@ -72,7 +72,7 @@ def test_against_the_slow_scheduler(config: EngineConfig, actions: list[tuple[An
     for action in actions:
         act(traffic, action)
     traffic.drain()
-    assert traffic.scheduler.pages.used == traffic.scheduler.flows == traffic.scheduler.waiting_tokens == 0
+    assert traffic.scheduler.pages.used == traffic.scheduler.flows == traffic.scheduler.load.tokens == 0
     assert traffic.scheduler.schedule() is None
 
 
@@ -97,6 +97,7 @@ def test_against_the_slow_scheduler_for_long() -> None:
     # The traffic is hard enough: what is rare does occur.
     for what in ("preemptions", "hit_tokens", "evictions"):
         assert sum(getattr(traffic, what) > 0 for traffic in played) > len(SEEDS) // 2, what
+    assert sum(traffic.slow.displaced > 0 for traffic in played) > len(SEEDS) // 2
 
 
 def backlogged(traffic: SequenceTraffic, rng: random.Random, flows: list[tuple[str, str]]) -> None:
@@ -217,6 +218,51 @@ def test_preemption_takes_the_lowest_priority_first() -> None:
     assert plan is not None
     assert plan.preempted == 1
     assert [s.request.request_id for s in scheduler.running] == ["high", "mid"]
+
+
+def step(scheduler: Scheduler) -> list[str]:
+    """One step in which nobody ends; who decodes says token 7. Names of all that run."""
+    plan = scheduler.schedule()
+    assert plan is not None
+    for chunk in plan.chunks:
+        completes = chunk.completes
+        scheduler.advance(chunk, sound=True)
+        if completes:
+            chunk.sequence.output_ids.append(7)
+    assert {chunk.sequence for chunk in plan.chunks} == set(scheduler.running)
+    return [sequence.request.request_id for sequence in scheduler.running]
+
+
+def test_a_higher_priority_takes_the_place_of_the_lowest() -> None:
+    """All places are taken: the lowest priority that was admitted last gives way, and among equals nobody does."""
+    scheduler = Scheduler(EngineConfig(3, 64, 64, 4, 64))
+    for i, (name, priority) in enumerate({"mid": 0, "low": -1, "last": -1}.items()):
+        scheduler.add(make_sequence(name, [i] * 9, 20, priority=priority))
+    assert step(scheduler) == ["mid", "low", "last"]
+    scheduler.add(make_sequence("late", [5] * 9, 20, priority=-1))
+    assert step(scheduler) == ["mid", "low", "last"]
+    scheduler.add(make_sequence("high", [6] * 9, 20, priority=2))
+    assert step(scheduler) == ["high", "mid", "low"]
+    for name, priority in (("second", 2), ("equal", 0), ("third", 1)):
+        scheduler.add(make_sequence(name, [10 + priority] * 9, 20, priority=priority))
+        assert step(scheduler) == ["high", "second", "third" if name == "third" else "mid"]
+    # Who was preempted comes back in the order of admission, before those that never ran.
+    for name in ("high", "second", "third"):
+        scheduler.remove(next(s for s in scheduler.running if s.request.request_id == name))
+    assert step(scheduler) == ["mid", "equal", "low"]
+
+
+def test_pages_are_taken_from_lower_priorities_only_where_that_helps() -> None:
+    """Ten pages. Four that are needed can be had by putting off one of two small ones, but not beside the important one."""
+    scheduler = Scheduler(EngineConfig(8, 64, 40, 4, 10, prefix_cache=False))
+    for name, priority, length in (("important", 5, 14), ("low1", 0, 10), ("low2", 0, 10)):
+        scheduler.add(make_sequence(name, [1] * length, 2, priority=priority))
+    assert step(scheduler) == ["important", "low1", "low2"]
+    scheduler.add(make_sequence("large", [2] * 26, 2, priority=3))
+    assert step(scheduler) == ["important", "low1", "low2"]
+    scheduler.remove(next(s for s in scheduler if s.request.request_id == "large"))
+    scheduler.add(make_sequence("medium", [2] * 11, 2, priority=3))
+    assert step(scheduler) == ["important", "medium", "low1"]
 
 
 def test_state_does_not_grow_with_adapters_ever_seen() -> None:

@@ -9,10 +9,12 @@ from overtone.engine.config import EngineConfig
 
 @dataclass(eq=False)
 class Page:
-    """content: what it may be found by; None while it is its owner's alone. left: when its last user went."""
+    """content: what it may be found by; None while it is its owner's alone. left: when its last user went. fresh: handed
+    out for this step."""
 
     content: tuple | None = None
     left: int = -1
+    fresh: bool = True
 
 
 @dataclass(eq=False)
@@ -47,11 +49,12 @@ class SlowScheduler:
         self.config = config
         self.jobs: list[Job] = []  # alive, in order of arrival
         self.cached: list[Page] = []
-        self.clocks: dict[
-            tuple, float
-        ] = {}  # (priority, tenant) and (priority, tenant, adapter), in order of activation
+        # (priority, tenant) and (priority, tenant, adapter), in order of activation; of those that left all is remembered
+        # until nothing beside them is active.
+        self.clocks: dict[tuple, float] = {}
+        self.left: dict[tuple, float] = {}
         self.time = 0
-        self.fresh = self.preempted = self.evicted = 0
+        self.fresh = self.preempted = self.evicted = self.displaced = 0
 
     # -- who is where
 
@@ -79,18 +82,22 @@ class SlowScheduler:
 
     # -- arrivals and departures
 
+    def beside(self, times: dict[tuple, float], key: tuple) -> dict[tuple, float]:
+        return {k: time for k, time in times.items() if len(k) == len(key) and k[:-1] == key[:-1]}
+
     def add(self, job: Job) -> None:
-        level, tenant = (job.priority,), (job.priority, job.tenant)
-        for key, above in ((tenant, level), ((*tenant, job.flow), tenant)):
-            beside = [time for k, time in self.clocks.items() if len(k) == len(key) and k[: len(above)] == above]
-            self.clocks.setdefault(key, min(beside, default=0.0))
+        for key in ((job.priority, job.tenant), (job.priority, job.tenant, job.flow)):
+            least = min(self.beside(self.clocks, key).values(), default=0.0)
+            self.clocks.setdefault(key, max(self.left.get(key, 0.0), least))
         self.jobs.append(job)
 
     def remove(self, job: Job) -> None:
         self.release(job)
         self.jobs.remove(job)
         active = {key for j in self.jobs for key in ((j.priority, j.tenant), (j.priority, j.tenant, j.flow))}
+        self.left |= {key: time for key, time in self.clocks.items() if key not in active}
         self.clocks = {key: time for key, time in self.clocks.items() if key in active}
+        self.left = {key: time for key, time in self.left.items() if self.beside(self.clocks, key)}
 
     def release(self, job: Job) -> None:
         for page in reversed(job.pages):
@@ -192,13 +199,44 @@ class SlowScheduler:
         return min(level, key=place)
 
     def preempt(self, job: Job) -> None:
+        self.fresh -= sum(page.fresh for page in job.pages)
         self.release(job)
         job.admitted, job.put_off = None, self.tick()
         self.preempted += 1
 
+    def room_for(self, job: Job, stay: list[Job]) -> bool:
+        """Whether it has a place and pages once only these run."""
+        pages = {page for other in stay for page in other.pages} | set(self.matches(job))
+        needed = -(-len(job.tokens) // self.config.page_tokens) - len(self.matches(job))
+        return len(stay) < self.config.max_batch and len(pages) + needed <= self.config.cache_pages
+
+    def admit(self) -> None:
+        level = None
+        while (job := self.next()) is not None:
+            if self.preempted and job.priority != level:
+                return
+            level, running = job.priority, self.running
+            # The fewest of the lower priorities, from the last on, without which there is room.
+            worse = sum(other.priority < job.priority for other in running)
+            stays = (running[: len(running) - n] for n in range(worse + 1))
+            stay = next((stay for stay in stays if self.room_for(job, stay)), None)
+            if stay is None:
+                return
+            for other in reversed(running[len(stay) :]):
+                self.preempt(other)
+                self.displaced += 1
+            found = self.matches(job)
+            job.admitted, job.put_off = self.tick(), None
+            self.use(job, found)
+            assert self.grow(job)
+            self.charge(job)
+
     def step(self) -> tuple[list[str], list[tuple[str, int]]]:
         """Names that decode; (name, length) of prompt chunks."""
         self.fresh = self.preempted = 0
+        for job in self.jobs:
+            for page in job.pages:
+                page.fresh = False
         for job in self.running:
             if job.pending > 1 and self.matches(job):
                 self.use(job, self.matches(job))
@@ -209,18 +247,9 @@ class SlowScheduler:
         decodes = [job for job in ready if job.admitted is not None]
         for job in decodes:
             self.charge(job)
-        while not self.preempted and len(self.running) < self.config.max_batch:
-            job = self.next()
-            if job is None:
-                break
-            found = self.matches(job)
-            needed = -(-len(job.tokens) // self.config.page_tokens) - len(found)
-            if needed > self.room() - sum(not self.users(page) for page in found):
-                break
-            job.admitted, job.put_off = self.tick(), None
-            self.use(job, found)
-            assert self.grow(job)
-            self.charge(job)
+        if not self.preempted:
+            self.admit()
+            decodes = [job for job in decodes if job.admitted is not None]
         chunks = self.chunks([job for job in self.running if job not in decodes], len(decodes))
         return [job.name for job in decodes], chunks
 

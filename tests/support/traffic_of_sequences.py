@@ -115,9 +115,9 @@ class SequenceTraffic:
         scheduler, slow = self.scheduler, self.slow
         assert [s.request.request_id for s in scheduler.running] == [job.name for job in slow.running]
         assert {s.request.request_id for s in scheduler} == {job.name for job in slow.jobs}
-        assert scheduler.waiting == len(slow.waiting)
+        assert scheduler.load.requests == len(slow.waiting)
         waiting = [s for s in self.alive if s not in scheduler.running]
-        assert scheduler.waiting_tokens == sum(s.request.max_tokens for s in waiting)
+        assert scheduler.load.tokens == sum(s.request.max_tokens for s in waiting)
         assert all(s.pages == [] and s.computed == 0 for s in waiting)
         assert all(s.computed == self.alive[s].computed for s in scheduler.running)
         assert scheduler.flows == sum(len(key) == 3 for key in slow.clocks)

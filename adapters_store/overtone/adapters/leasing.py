@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +15,11 @@ from overtone.adapters.catalogue import Catalogue
 from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapter
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.lease import Lease, Share
+from overtone.adapters.pending import Found, PendingLease
 from overtone.adapters.records import parse_reference
-from overtone.adapters.resident import ResidentAdapter, make_resident, mix, resident_nbytes
+from overtone.adapters.resident import ResidentAdapter, make_resident, resident_nbytes
 from overtone.adapters.versions import Versions
-from overtone.errors import AdapterMemoryFull, OvertoneError
+from overtone.errors import OvertoneError
 
 _REMEMBERED_INLINE = 10_000
 
@@ -34,17 +33,6 @@ class Wanted:
     files: AdapterFiles | None = None
     weight: float = 1.0
     label: str = ""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """An adapter that is known by its digest. check: raises if it has vanished before it was retained."""
-
-    share: Share
-    nbytes: int
-    temporary: bool
-    load: Callable[[], ResidentAdapter]
-    check: Callable[[], object] = lambda: None
 
 
 class Leasing:
@@ -63,39 +51,18 @@ class Leasing:
         Raises `AdapterNotFound`, `AdapterMemoryFull`, `StoreCorrupted`, `StoreFailed`, `BaseModelMismatch` for a version
         that was stored for another base model, and `InvalidAdapter` for files that are none.
         """
+        return self.begin(wanted).finish()
+
+    def begin(self, wanted: Sequence[Wanted]) -> PendingLease:
+        """The first part of `acquire`, which parses what came with the request and waits for no load."""
         assert wanted
         with ExitStack() as parts:
             found = [self._find(one, parts) for one in wanted]
-            found.sort(key=lambda one: (one.share.digest, one.share.adapter_id, one.share.weight))
-            shares = tuple(one.share for one in found)
-            by_digest = {one.share.digest: one for one in found}
-            weights = {digest: math.fsum(s.weight for s in shares if s.digest == digest) for digest in by_digest}
-            if len(shares) == 1 and shares[0].weight == 1:
-                adapter = self._load(found[0])
-                return Lease(shares, adapter, parts.pop_all().close)
-            return self._mixed(shares, by_digest, weights)
+            pending = PendingLease(self._versions, found)
+            pending.retained.push(parts.pop_all())
+            return pending
 
-    def _mixed(self, shares: tuple[Share, ...], found: Mapping[str, _Found], weights: Mapping[str, float]) -> Lease:
-        """Keeps the sum in memory; its parts only until it is made."""
-        key = "mix:" + hashlib.sha256(json.dumps(sorted(weights.items())).encode()).hexdigest()
-        nbytes = sum(one.nbytes for one in found.values())
-        if 2 * nbytes > self._versions.residency.budget:
-            message = f"the adapters together need {nbytes} bytes, and as much again while they are added"
-            raise AdapterMemoryFull(f"{message}: more than the {self._versions.residency.budget} for adapters")
-        with ExitStack() as held:
-            self._versions.residency.retain(key, temporary=True)
-            held.callback(self._versions.release, key)
-            adapter = self._versions.residency.load(
-                key,
-                nbytes,
-                lambda: mix(key, [(weights[digest], self._load(found[digest])) for digest in sorted(found)]),
-            )
-            return Lease(shares, adapter, held.pop_all().close)
-
-    def _load(self, found: _Found) -> ResidentAdapter:
-        return self._versions.residency.load(found.share.digest, found.nbytes, found.load)
-
-    def _find(self, wanted: Wanted, parts: ExitStack) -> _Found:
+    def _find(self, wanted: Wanted, parts: ExitStack) -> Found:
         """The adapter, retained until `parts` is closed."""
         try:
             return self._retain(wanted, parts)
@@ -105,27 +72,27 @@ class Leasing:
                 error.message = f"{wanted.label}: {error.message}"
             raise
 
-    def _retain(self, wanted: Wanted, parts: ExitStack) -> _Found:
+    def _retain(self, wanted: Wanted, parts: ExitStack) -> Found:
         found = self._stored(wanted) if wanted.files is None else self._brought(wanted, wanted.files)
         digest = found.share.digest
-        self._versions.residency.retain(digest, temporary=found.temporary)
+        self._versions.residency.retain(digest, temporary=not found.stored)
         parts.callback(self._versions.release, digest)
         found.check()
         return found
 
-    def _stored(self, wanted: Wanted) -> _Found:
+    def _stored(self, wanted: Wanted) -> Found:
         adapter_id, prefix = parse_reference(wanted.reference)
         digest, nbytes = self._catalogue.resolve(adapter_id, prefix)
-        return _Found(
+        return Found(
             Share(adapter_id, digest, wanted.weight),
             nbytes,
-            temporary=False,
+            stored=True,
             load=partial(self._versions.read, digest),
             # It may have been deleted before it was retained; after that its blob stays.
             check=partial(self._catalogue.resolve, adapter_id, digest),
         )
 
-    def _brought(self, wanted: Wanted, files: AdapterFiles) -> _Found:
+    def _brought(self, wanted: Wanted, files: AdapterFiles) -> Found:
         """An adapter that is not in the catalogue. Checked like any other, once for the same files while remembered."""
         raw = _raw_digest(files)
         with self._lock:
@@ -146,7 +113,7 @@ class Leasing:
             adapter = parsed or self._parse(files)
             return make_resident(digest, adapter.family, adapter.deltas, self._versions.on_device)
 
-        return _Found(Share("", digest, wanted.weight), nbytes, temporary=True, load=load)
+        return Found(Share("", digest, wanted.weight), nbytes, stored=False, load=load)
 
     def _parse(self, files: AdapterFiles) -> ParsedAdapter:
         return parse_adapter(files, self._context, strict_base=self._strict_base)

@@ -24,6 +24,7 @@ from overtone.adapters.files import AdapterFiles
 from overtone.adapters.folder import read_folder
 from overtone.adapters.lease import Lease
 from overtone.adapters.leasing import Leasing, Wanted
+from overtone.adapters.pending import PendingLease
 from overtone.adapters.projectors import Projectors
 from overtone.adapters.records import (
     AdapterRecord,
@@ -189,6 +190,11 @@ class AdapterStore:
     def acquire_all(self, wanted: Sequence[Wanted]) -> Lease:
         """A lease on the weighted sum of adapters; see `Leasing.acquire`."""
         return self._leasing.acquire(wanted)
+
+    def begin(self, wanted: Sequence[Wanted]) -> Lease | PendingLease:
+        """`acquire_all` that waits for no load: what is to be read from disk or added up is left to a `PendingLease`."""
+        pending = self._leasing.begin(wanted)
+        return pending.finish() if pending.ready else pending
 
     def residency_state(self, digest: str) -> State:
         return self._versions.residency.state(digest)

@@ -80,8 +80,9 @@ class GenerateRequest(_message.Message):
     The server believes it: whoever authenticates clients must set it.
     """
     priority: _builtins.int
-    """From -10 to 10. While anything of a larger priority waits, nothing of a smaller one is begun; where memory runs out,
-    the smallest is put off first.
+    """From -10 to 10. While anything of a larger priority waits, nothing of a smaller one is begun. Where all places in the
+    batch or all memory is taken, the running request of the smallest priority that was begun last is put off for one of a
+    larger priority, never for an equal one; it goes on later from the tokens that it has, which are computed again.
     """
     cache_salt: _builtins.str
     """Cached prompt pages are shared only between requests of one tenant with the same salt. At most 128 characters."""

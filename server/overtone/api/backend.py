@@ -15,9 +15,10 @@ import torch
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.lease import Share
 from overtone.adapters.resident import ResidentDelta, SharedOnDevice, make_resident
-from overtone.adapters.store import AdapterStore, Lease, StoreConfig, Upload, Wanted
+from overtone.adapters.store import AdapterStore, StoreConfig, Upload
 from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft, PromptSource
+from overtone.api.leases import Leases
 from overtone.api.metrics import Metrics
 from overtone.api.sampling_params import seed_of
 from overtone.api.sessions import Session, SessionTable
@@ -67,14 +68,13 @@ class Backend:
         self.store.on_load = metrics.observe_load
         metrics.watch_store(self.store.stats)
         # Requests that need an adapter never wait behind uploads.
-        self._lease_threads = ThreadPoolExecutor(4, "overtone-leases", alone)
-        self._inline_threads = ThreadPoolExecutor(2, "overtone-inline", alone)
+        self._leases = Leases(self.store, config.adapter_load_threads, alone)
         self._store_threads = ThreadPoolExecutor(4, "overtone-store", alone)
         # One thread: a tokenizer must not encode in two at once.
         self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer", alone)
         self._guide_threads = ThreadPoolExecutor(2, "overtone-guides", alone)
         self._grammars = GrammarCompiler(base.codec.serialized(), base.vocab_size, base.eos_token_ids)
-        self._sessions = SessionTable(loop, metrics, self._lease_threads)
+        self._sessions = SessionTable(loop, metrics, self._leases.releases)
         runner = ModelRunner(base, self.engine_config, threads)
         metrics.watch_adapter_rows(lambda: dict(runner.paths))
         self.engine = Engine(
@@ -120,7 +120,7 @@ class Backend:
         ids = await self.tokenize(draft.prompt)
         stopping = self._check_prompt(ids, draft)
         guide = await self._compile(draft.guide) if draft.guide else None
-        lease = await self._acquire(draft.adapters) if draft.adapters else None
+        lease = await self._leases.acquire(draft.adapters) if draft.adapters else None
         request = Request(
             request_id=engine_id,
             prompt_ids=ids,
@@ -150,12 +150,6 @@ class Backend:
         except TimeoutError:
             field = f"sampling.guided.{spec.kind}"
             raise InvalidRequest(f"{field} was not compiled within {GUIDE_LIMIT_S:g} s", field=field) from None
-
-    async def _acquire(self, wanted: Sequence[Wanted]) -> Lease:
-        """Adapters that came with a request are parsed on threads of their own: stored ones never wait for them."""
-        brought = any(one.files is not None for one in wanted)
-        threads = self._inline_threads if brought else self._lease_threads
-        return await run_abandonable(threads, lambda: self.store.acquire_all(wanted), Lease.release)
 
     def _check_prompt(self, ids: tuple[int, ...], draft: Draft) -> StoppingParams:
         """What the request may generate. Raises if the model cannot take its prompt."""
@@ -202,8 +196,7 @@ class Backend:
         """Ends what still runs. Blocks."""
         self.engine.stop()
         self._tokenizer_thread.shutdown()
-        self._lease_threads.shutdown()
-        self._inline_threads.shutdown()
+        self._leases.close()
         self._guide_threads.shutdown(wait=False, cancel_futures=True)  # whoever waits for a guide is gone
         self._store_threads.shutdown()
         self.store.close()
@@ -256,6 +249,7 @@ def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:
         cache_pages=pages,
         max_queue=config.max_queue,
         max_queue_tokens=config.max_queue_tokens,
+        max_queue_share=config.max_queue_share,
         prefix_cache=config.prefix_cache,
         deterministic=base.deterministic,
         tenant_weights=tenant_weights(config.tenant_weight),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from overtone.api.tenants import tenant_weights
-from overtone.engine.config import check_step_tokens
+from overtone.engine.config import check_queue_share, check_step_tokens
 from overtone.errors import ConfigError
 
 MIB = 1 << 20
@@ -68,10 +68,14 @@ class ServerConfig:
     )
     kv_cache_mib: int = field(default=2048, metadata=_about("Memory for keys and values, in MiB.", least=1))
     page_tokens: int = field(default=16, metadata=_about("Tokens in one page of the key-value cache.", least=1))
-    max_queue: int = field(default=256, metadata=_about("Requests that may wait; more are refused.", least=1))
+    max_queue: int = field(default=512, metadata=_about("Requests that may wait; more are refused.", least=1))
     max_queue_tokens: int = field(
-        default=1 << 20,
+        default=1 << 21,
         metadata=_about("Tokens, prompt and completion, that waiting requests may need; more are refused.", least=1),
+    )
+    max_queue_share: float = field(
+        default=0.5,
+        metadata=_about("Part of the queue, of its requests and of its tokens, that one tenant may hold."),
     )
     prefix_cache: bool = field(
         default=True, metadata=_about("Share cached pages between requests of a tenant that begin alike.")
@@ -83,6 +87,9 @@ class ServerConfig:
         default=256, metadata=_about("Completion length where a request names none.", least=1)
     )
     adapter_memory_mib: int = field(default=1024, metadata=_about("Memory for resident adapters, in MiB.", least=1))
+    adapter_load_threads: int = field(
+        default=32, metadata=_about("Adapters that may be on their way from disk to memory at once.", least=1)
+    )
     max_adapter_mib: int = field(default=64, metadata=_about("Largest adapter accepted, in MiB.", least=1))
     max_inline_adapter_mib: int = field(
         default=4, metadata=_about("Largest adapter accepted within a request, in MiB, at most 15; 0: none.", least=0)
@@ -149,6 +156,7 @@ class ServerConfig:
 
     def _check_limits(self) -> None:
         check_step_tokens(self.max_step_tokens, self.max_batch)
+        check_queue_share(self.max_queue_share)
         tenant_weights(self.tenant_weight)
         if self.max_inline_adapter_mib > 15:
             raise ConfigError(

@@ -57,15 +57,12 @@ class SessionTable:
         last of them, whoever reads it."""
         session = Session(requests, lease)
         self._sessions |= dict.fromkeys(session.open, session)
-        for place, request in enumerate(requests):
-            try:
-                engine.submit(request)
-            except BaseException:
-                for queued in requests[:place]:  # each still has its last event
-                    engine.cancel(queued.request_id)
-                for refused in requests[place:]:
-                    self._close(refused.request_id)
-                raise
+        try:
+            engine.submit_all(requests)
+        except BaseException:
+            for request in requests:
+                self._close(request.request_id)
+            raise
         self._metrics.count_prompt(sum(len(request.prompt_ids) for request in requests))
         return session
 

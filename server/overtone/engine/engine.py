@@ -18,13 +18,14 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.deadlines import Deadlines
 from overtone.engine.detokenizer import Detokenizer
 from overtone.engine.logprobs import take_prompt_logprobs
+from overtone.engine.queue_limits import QueueLoad, check_queue
 from overtone.engine.rows import DecodeRows
 from overtone.engine.sampler import sample
 from overtone.engine.scheduler import Scheduler, StepPlan
 from overtone.engine.sequence import Sequence
 from overtone.engine.steps import EventBuilder
 from overtone.engine.types import Event, Request, StepReport, StepStats
-from overtone.errors import Cancelled, DeadlineExceeded, Draining, EngineError, OvertoneError, PromptTooLong, QueueFull
+from overtone.errors import Cancelled, DeadlineExceeded, Draining, EngineError, OvertoneError, PromptTooLong
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +64,10 @@ class Engine:
         self._wake = threading.Condition()
         self._sequences: dict[str, Sequence] = {}
         self._deadlines = Deadlines()
-        self._submitted: list[Request] = []  # these seven under _wake
+        self._submitted: list[Request] = []  # these six under _wake
         self._dead: EngineError | None = None
         self._cancelled: dict[str, OvertoneError] = {}
-        self._waiting = 0
-        self._waiting_tokens = 0
+        self._load = QueueLoad()
         self._draining = False
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="overtone-engine", daemon=True)
@@ -78,36 +78,28 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Queues a request. After a return its events end with one that is `last`.
+        """`submit_all` of one."""
+        self.submit_all([request])
 
-        Raises `PromptTooLong` for one that could never fit, `QueueFull`, `Draining`, and `EngineError` once the engine is
-        dead.
+    def submit_all(self, requests: SequenceABC[Request]) -> None:
+        """Queues requests of one tenant, all or none. After a return the events of each end with one that is `last`.
+
+        Raises `PromptTooLong` for one that could never fit, `QueueFull`, `InvalidRequest` for more than ever may wait,
+        `Draining`, and `EngineError` once the engine is dead.
         """
-        limit = self._config.max_context_tokens
-        if request.max_tokens > limit:
-            raise PromptTooLong(f"{request.max_tokens} tokens exceed the context of {limit}", field="prompt")
+        limit, longest = self._config.max_context_tokens, max(request.max_tokens for request in requests)
+        if longest > limit:
+            raise PromptTooLong(f"{longest} tokens exceed the context of {limit}", field="prompt")
         with self._wake:
             if self._dead is not None:
                 raise self._dead
             if self._draining or self._stopping:
                 raise Draining("the server is shutting down")
-            self._check_queue(request)
-            self._waiting += 1
-            self._waiting_tokens += request.max_tokens
-            self._submitted.append(request)
+            check_queue(self._config, self._load, requests)
+            for request in requests:
+                self._load.count(request)
+            self._submitted += requests
             self._wake.notify()
-
-    def _check_queue(self, request: Request) -> None:
-        """A request that waits alone is never refused for its tokens."""
-        config, tokens = self._config, self._waiting_tokens + request.max_tokens
-        if self._waiting >= config.max_queue:
-            problem, limit, value = f"{self._waiting} requests are waiting already", "max_queue", config.max_queue
-        elif self._waiting and tokens > config.max_queue_tokens:
-            problem = f"with this request up to {tokens} tokens would be waiting"
-            limit, value = "max_queue_tokens", config.max_queue_tokens
-        else:
-            return
-        raise QueueFull(f"{problem} ({limit})", retry_after_s=1.0, metadata={limit: str(value)})
 
     def cancel(self, request_id: str, error: OvertoneError | None = None) -> None:
         """Ends a request before the next step, with `error` as its last event. Unknown ids are ignored."""
@@ -149,7 +141,7 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                idle = not self._scheduler.running and not self._scheduler.waiting
+                idle = not self._scheduler.running and not self._scheduler.load.requests
                 if idle and not self._submitted and not self._cancelled and not self._stopping:
                     self._decode_rows.forget()
                     self._on_idle()
@@ -169,8 +161,9 @@ class Engine:
         started = time.monotonic()
         plan = self._scheduler.schedule()
         with self._wake:
-            self._waiting = self._scheduler.waiting + len(self._submitted)
-            self._waiting_tokens = self._scheduler.waiting_tokens + sum(r.max_tokens for r in self._submitted)
+            self._load = self._scheduler.load.copy()
+            for request in self._submitted:
+                self._load.count(request)
         if plan is not None:
             plan = self._decode_rows.arrange(plan)
             self._mark_admitted(plan, started)
@@ -255,7 +248,7 @@ class Engine:
         return StepStats(
             duration_s=duration_s,
             running=len(self._scheduler.running),
-            waiting=self._scheduler.waiting,
+            waiting=self._scheduler.load.requests,
             pages_used=pages.used,
             pages_total=pages.total,
             prefill_tokens=sum(c.length for c in plan.prefills) if plan else 0,

@@ -18,16 +18,17 @@ class GuideMatcher(Protocol):
     def follow(self, output_ids: Sequence[int]) -> bool:
         """Takes in what `output_ids` has more than at the last call. False if the guide does not allow it."""
 
-    def fill(self, row: Mask) -> bool:
-        """Writes which tokens may come next, the end-of-sequence tokens exactly where the text may end. False if the guide
-        gave up, for instance on a limit."""
-
 
 class Guide(Protocol):
-    """A compiled grammar; shared by any number of generations."""
+    """A compiled grammar; shared by any number of generations. All guides of an engine are of one kind."""
 
     def matcher(self) -> GuideMatcher:
         """A new generation's place: the beginning."""
+
+    def fill(self, matchers: Sequence[GuideMatcher], rows: Mask) -> list[bool]:
+        """Writes into each of `rows` (G, words) which tokens may come next for one of `matchers`, of this guide or others,
+        the end-of-sequence tokens exactly where the text may end. False for each that gave up, for instance on a
+        limit."""
 
 
 def words_for(vocabulary: int) -> int:

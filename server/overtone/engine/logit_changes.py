@@ -77,25 +77,33 @@ def _guide(logits: torch.Tensor, sequences: Sequence[EngineSequence], eos_token_
     if not rows:
         return set()
     vocabulary = logits.shape[1]
+    vocabulary, allowed = logits.shape[1], [_follow(sequences[row]) for row in rows]
+    failed = {row for row, follows in zip(rows, allowed, strict=True) if not follows}
+    rows = [row for row in rows if row not in failed]
     mask = np.zeros((len(rows), words_for(vocabulary)), dtype=np.int32)
-    failed = {row for bits, row in zip(mask, rows, strict=True) if not _fill(bits, sequences[row], eos_token_ids)}
+    filled = _fill(mask, [sequences[row] for row in rows])
+    for bits, row in zip(mask, rows, strict=True):
+        if _held_open(sequences[row]):
+            # A guide that has nothing more to say ends the text all the same.
+            forbid(bits, _ends(sequences[row], eos_token_ids))
     excluded = torch.from_numpy(~unpack(mask, vocabulary)).to(logits.device)
     at = torch.tensor(rows, device=logits.device)
     logits[at] = logits[at].masked_fill(excluded, -torch.inf)
-    return failed
+    return failed | {row for row, done in zip(rows, filled, strict=True) if not done}
 
 
-def _fill(row: Mask, sequence: EngineSequence, eos_token_ids: frozenset[int]) -> bool:
-    guide = sequence.request.guide
-    assert guide is not None
+def _follow(sequence: EngineSequence) -> bool:
+    """Brings its matcher, which outlives a preemption, up to its output. False if its guide does not allow it."""
+    assert sequence.request.guide is not None
     if sequence.matcher is None:
-        sequence.matcher = guide.matcher()
-    if not sequence.matcher.follow(sequence.output_ids) or not sequence.matcher.fill(row):
-        return False
-    if _held_open(sequence):
-        # A guide that has nothing more to say ends the text all the same.
-        forbid(row, _ends(sequence, eos_token_ids))
-    return True
+        sequence.matcher = sequence.request.guide.matcher()
+    return sequence.matcher.follow(sequence.output_ids)
+
+
+def _fill(mask: Mask, sequences: Sequence[EngineSequence]) -> list[bool]:
+    matchers = [sequence.matcher for sequence in sequences if sequence.matcher is not None]
+    guide = next((sequence.request.guide for sequence in sequences), None)
+    return guide.fill(matchers, mask) if guide is not None else []
 
 
 def _forbid_ends(logits: torch.Tensor, sequences: Sequence[EngineSequence], eos_token_ids: frozenset[int]) -> None:

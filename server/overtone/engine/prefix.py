@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from overtone.engine.pages import PageAllocator
@@ -108,6 +109,11 @@ class PrefixCache:
         """Whether a sequence without pages can have all it needs if it uses `found`."""
         idle = sum(not each.users for each in found)
         return self.can_allocate(self.pages_for(sequence.num_tokens) - len(found) + idle)
+
+    def fits_beside(self, sequence: Sequence, found: list[CachedPage], others: Iterable[Sequence]) -> bool:
+        """Whether it could if only `others` had pages."""
+        kept = {page for other in others for page in other.pages} | {each.page for each in found}
+        return len(kept) + self.pages_for(sequence.num_tokens) - len(found) <= self.total
 
     def use(self, sequence: Sequence, found: list[CachedPage]) -> None:
         """Puts `found` in the place of its own pages, if it has any yet: their tokens are computed."""

@@ -1,8 +1,9 @@
 """What runs in the next step: continuous batching with chunked prefill and preemption by recomputation. Torch-free.
 
 Decoding sequences go first, one token each; the rest of the step's token budget is shared by the prompts under way. Who is
-admitted next is for priority first (strictly) and for a fair queue within one priority. When pages run out, the running
-sequence of the lowest priority that was admitted last gives its own up and starts again later from its tokens.
+admitted next is for priority first (strictly) and for a fair queue within one priority. When pages run out, or when one of
+a higher priority finds no place or no pages, the running sequence of the lowest priority that was admitted last gives its
+own up and starts again later from its tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.fair import FairQueue
 from overtone.engine.pages import PageAllocator
 from overtone.engine.prefix import CachedPage, PrefixCache
+from overtone.engine.queue_limits import QueueLoad
 from overtone.engine.sequence import Sequence
 
 
@@ -59,8 +61,7 @@ class Scheduler:
             prompts_only=config.deterministic,
         )
         self.running: list[Sequence] = []  # highest priority first, then in order of admission
-        self.waiting = 0
-        self.waiting_tokens = 0  # that the waiting may need at most
+        self.load = QueueLoad()
         self._queues: dict[int, FairQueue] = {}  # by priority; only those with something queued or running
         self._admissions = itertools.count()
         self._fresh: list[int] = []
@@ -79,14 +80,14 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         queue = self._queues.setdefault(sequence.request.priority, FairQueue(self._config.tenant_weights))
         queue.add(sequence)
-        self._count_waiting(sequence, 1)
+        self.load.count(sequence.request)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and lets go of its pages."""
         queue = self._queue(sequence)
         if sequence.rank is None:
             queue.take(sequence)
-            self._count_waiting(sequence, -1)
+            self.load.count(sequence.request, -1)
         else:
             self.running.remove(sequence)
             sequence.rank = None
@@ -105,6 +106,7 @@ class Scheduler:
         decodes = self._schedule_decodes()
         if not self._preempted:
             self._admit()
+            decodes = [sequence for sequence in decodes if sequence.rank is not None]
         decoding = set(decodes)
         prompts = [sequence for sequence in self.running if sequence not in decoding]
         prefills = _share(prompts, self._config.max_step_tokens - len(decodes))
@@ -129,18 +131,44 @@ class Scheduler:
         return decodes
 
     def _admit(self) -> None:
-        """Who finds no room for all its tokens holds up whoever comes after it: else long prompts would starve."""
+        """Who finds no room for all its tokens holds up whoever comes after it: else long prompts would starve. Who was
+        preempted for another waits for the next step at least."""
         for priority in sorted(self._queues, reverse=True):
             queue = self._queues[priority]
-            while len(self.running) < self._config.max_batch and (sequence := queue.first()) is not None:
+            while (sequence := queue.first()) is not None:
+                if self._full and not self._below(priority):
+                    return
                 found = self.pages.match(sequence)
-                if not self.pages.fits(sequence, found):
+                if not self._make_room(sequence, found):
                     return
                 queue.take(sequence)
-                self._count_waiting(sequence, -1)
+                self.load.count(sequence.request, -1)
                 if not sequence.charged:
                     self.pages.count_query(sequence)
                 self._start(sequence, found)
+            if self._preempted:
+                return
+
+    def _make_room(self, sequence: Sequence, found: list[CachedPage]) -> bool:
+        """Whether there is a place, and pages for all its tokens; if need be by preempting lower priorities, one after the
+        other and only if that helps."""
+        if not self._full and self.pages.fits(sequence, found):
+            return True
+        below = self._below(sequence.request.priority)
+        staying = self.running[: len(self.running) - below]
+        if not below or not self.pages.fits_beside(sequence, found, staying):
+            return False
+        while self._full or not self.pages.fits(sequence, found):
+            self._preempt(self.running[-1])
+        return True
+
+    @property
+    def _full(self) -> bool:
+        return len(self.running) >= self._config.max_batch
+
+    def _below(self, priority: int) -> int:
+        """How many running sequences have a lower priority: the last ones."""
+        return len(self.running) - bisect.bisect_right(self.running, -priority, key=_negative_priority)
 
     def _start(self, sequence: Sequence, found: list[CachedPage]) -> None:
         sequence.rank = (-sequence.request.priority, next(self._admissions))
@@ -168,17 +196,19 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         sequence.rank = None
+        # It may have got a page for this very step.
+        self._fresh = [page for page in self._fresh if page not in sequence.pages]
         self.pages.release(sequence)
         self._queue(sequence).put_back(sequence)
-        self._count_waiting(sequence, 1)
+        self.load.count(sequence.request)
         self._preempted += 1
 
     def _queue(self, sequence: Sequence) -> FairQueue:
         return self._queues[sequence.request.priority]
 
-    def _count_waiting(self, sequence: Sequence, sign: int) -> None:
-        self.waiting += sign
-        self.waiting_tokens += sign * sequence.request.max_tokens
+
+def _negative_priority(sequence: Sequence) -> int:
+    return -sequence.request.priority
 
 
 def _share(prompts: list[Sequence], budget: int) -> tuple[Chunk, ...]:
