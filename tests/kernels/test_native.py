@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.kernels.native import HeadNorms, NativeKernels, SeenRows, build, native_kernels, reference
+from overtone.kernels.native import HeadNorms, NativeKernels, SeenRows, build, dct_plan, native_kernels, reference
+from overtone.kernels.reference import dct_matrix
 
 
 @pytest.fixture(scope="module")
-def native() -> NativeKernels:
+def native() -> Iterator[NativeKernels]:
     kernels = native_kernels()
     if kernels is None:
         pytest.skip("this machine has no native kernels")
-    return kernels
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # more than one, and more than some of the loops have to share
+    yield kernels
+    torch.set_num_threads(before)
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -128,6 +133,53 @@ def _rows(native: NativeKernels, tokens: torch.Tensor, table: torch.Tensor, seen
     first, last = (torch.tensor(one) for one in zip(*seen, strict=True))
     parts = max((b - 1) // size - a // size + 1 for a, b in seen)
     return SeenRows(tokens, torch.arange(len(seen)), first, last, table.contiguous(), parts)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 70),
+    st.sampled_from([2, 4, 6, 10, 16, 24, 38, 60, 62, 192, 576, 896, 1000]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_dct(native: NativeKernels, rows: int, size: int, gained: bool, add: bool) -> None:
+    plan, matrix = dct_plan(size), dct_matrix(size, torch.float64)
+    assert plan is not None
+    x = _random(rows, size + 3)[:, :size]
+    torch.testing.assert_close(native.dct(plan, x).double(), x.double() @ matrix.T, rtol=1e-4, atol=3e-6)
+    gain = _random(rows, size, seed=1) if gained else None
+    target = _random(rows + 5, size + 2, seed=2)
+    places = torch.randperm(rows + 5)[:rows]
+    expected = target.double().clone()
+    delta = (x.double() @ matrix) * (1 if gain is None else gain.double())
+    expected[places, :size] = delta + (expected[places, :size] if add else 0)
+    native.inverse_dct(plan, x, target[:, :size], rows=places, gain=gain, add=add)
+    torch.testing.assert_close(target.double(), expected, rtol=1e-4, atol=3e-6)
+
+
+def test_a_row_of_a_dct_is_its_own(native: NativeKernels) -> None:
+    plan = dct_plan(576)
+    assert plan is not None
+    x = _random(41, 576)
+    forward, backward = native.dct(plan, x), torch.empty_like(x)
+    native.inverse_dct(plan, x, backward)
+    for row in (0, 7, 8, 15, 16, 40):
+        one = torch.empty(1, 576)
+        native.inverse_dct(plan, x[row : row + 1], one)
+        assert torch.equal(native.dct(plan, x[row : row + 1])[0], forward[row])
+        assert torch.equal(one[0], backward[row])
+    x[3], x[12] = torch.nan, 1e20
+    others = [row for row in range(41) if row not in (3, 12)]
+    broken = torch.empty_like(x)
+    native.inverse_dct(plan, x, broken)
+    assert torch.equal(native.dct(plan, x)[others], forward[others])
+    assert torch.equal(broken[others], backward[others])
+
+
+def test_sizes_of_large_primes_have_no_plan() -> None:
+    assert dct_plan(31) is None
+    assert dct_plan(2 * 43) is None
+    assert dct_plan(2 * 31 * 31) is not None
 
 
 def test_nan_in_a_query_stays_there(native: NativeKernels) -> None:

@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from overtone.kernels import SparseCore, SparseRows, compress, reference, sparse_core
+from overtone.kernels import SparseCore, SparseRows, SparseTable, apply_core, compress, reference, sparse_core
+from overtone.kernels.native import native_kernels
 from overtone.kernels.sparse import apply_segment
 from support.cores import POPULARITY, popular_adapters, random_core
 from support.tolerances import assert_close
@@ -29,9 +30,18 @@ def many_cores(shape: tuple[int, int], count: int, seed: int = 1) -> list[Sparse
     return [random_core(shape, sizes[i % len(sizes)], generator) for i in range(count)]
 
 
-def apply_rows(z: torch.Tensor, cores: list[SparseCore | None], shape: tuple[int, int]) -> torch.Tensor:
+def new_rows(shape: tuple[int, int], native: bool) -> SparseRows | SparseTable:
+    kernels = native_kernels()
+    if native and kernels is None:
+        pytest.skip("this machine has no native kernels")
+    return SparseTable(shape, kernels) if native and kernels else SparseRows(shape, torch.device("cpu"))
+
+
+def apply_rows(
+    z: torch.Tensor, cores: list[SparseCore | None], shape: tuple[int, int], native: bool = False
+) -> torch.Tensor:
     made = {id(core): compress(core) for core in cores if core is not None}
-    rows = SparseRows(shape, z.device)
+    rows = new_rows(shape, native)
     rows.update([None if core is None else made[id(core)] for core in cores])
     return rows.apply(z)
 
@@ -44,18 +54,21 @@ def test_compress_keeps_every_entry(shape: tuple[int, int], nnz: int) -> None:
     assert torch.equal(compressed.matrix.to_dense().double(), reference.sparse_dense(core))
     assert torch.equal(compressed.rows, core.rows)
     assert compressed.shape == shape
-    # Row counts and pointers (4 bytes a row), columns and values (8 bytes an entry).
-    assert compressed.nbytes == 4 * (2 * shape[0] + 1) + 8 * nnz
+    # Pointers (4 bytes a row), coordinates and values (12 bytes an entry).
+    assert compressed.nbytes == 4 * (shape[0] + 1) + 12 * nnz
 
 
 @shapes
 @pytest.mark.parametrize("pattern", POPULARITY)
 @pytest.mark.parametrize("tokens", [1, 2, 9])
-def test_rows(shape: tuple[int, int], pattern: str, tokens: int) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_rows(shape: tuple[int, int], pattern: str, tokens: int, native: bool) -> None:
     pool = many_cores(shape, tokens + 2)
     cores = [pool[a] for a in popular_adapters(pattern, tokens)]
     z = inputs(tokens, shape[1])
-    assert_close(apply_rows(z, list(cores), shape), reference.sparse_apply(z.double(), cores, shape[0]), scale=5)
+    assert_close(
+        apply_rows(z, list(cores), shape, native), reference.sparse_apply(z.double(), cores, shape[0]), scale=5
+    )
 
 
 @shapes
@@ -108,12 +121,13 @@ def test_duplicates_merge_to_their_sum() -> None:
 
 
 @shapes
-def test_rows_follow_a_changing_batch(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_rows_follow_a_changing_batch(shape: tuple[int, int], native: bool) -> None:
     """Rows that come, go, shrink, grow and move: always what rows laid out afresh give."""
     generator = random.Random(shape[0])
     pool = many_cores(shape, 6)
     made = [compress(core) for core in pool]
-    rows = SparseRows(shape, torch.device("cpu"))
+    rows = new_rows(shape, native)
     chosen: list[int | None] = []
     for step in range(60):
         if generator.random() < 0.2:
@@ -124,7 +138,7 @@ def test_rows_follow_a_changing_batch(shape: tuple[int, int]) -> None:
         z = inputs(len(chosen), shape[1], seed=step)
         expected = reference.sparse_apply(z.double(), [None if i is None else pool[i] for i in chosen], shape[0])
         assert_close(rows.apply(z), expected, scale=5)
-        if end := rows._starts[rows.tokens]:
+        if isinstance(rows, SparseRows) and (end := rows._starts[rows.tokens]):
             assert_close(rows._by_bags(z, end), expected, scale=5)
 
 
@@ -149,14 +163,29 @@ def test_slack_is_taken_back() -> None:
 
 
 @pytest.mark.parametrize("pattern", POPULARITY)
-def test_served_sizes(pattern: str) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_served_sizes(pattern: str, native: bool) -> None:
     """A thousand coefficients of a 576 x 1536 layer for a batch of 24."""
     shape = (576, 1536)
     generator = torch.Generator().manual_seed(5)
     pool = [random_core(shape, 1000, generator) for _ in range(24)]
     cores = [pool[a] for a in popular_adapters(pattern, 24)]
     z = inputs(24, shape[1])
-    assert_close(apply_rows(z, list(cores), shape), reference.sparse_apply(z.double(), cores, shape[0]), scale=5)
+    assert_close(
+        apply_rows(z, list(cores), shape, native), reference.sparse_apply(z.double(), cores, shape[0]), scale=5
+    )
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 4, 6, 40])
+def test_one_core_for_all_rows(tokens: int) -> None:
+    kernels = native_kernels()
+    if kernels is None:
+        pytest.skip("this machine has no native kernels")
+    core = random_core((33, 21), 90, torch.Generator().manual_seed(3))
+    z = inputs(tokens, 21)
+    assert_close(
+        apply_core(compress(core), z, kernels), reference.sparse_apply(z.double(), [core] * tokens, 33), scale=5
+    )
 
 
 def test_a_failed_update_leaves_nothing_half_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,9 @@ _RESULTS = {"dct": ctypes.c_int, "inverse_dct": ctypes.c_int}  # 0 if memory is 
 
 @dataclass(frozen=True, slots=True)
 class DctPlan:
-    """The tables of the DCT of one size N.
+    """The tables of the DCT of one even size N.
 
-    factors: of N, none above `LARGEST_RADIX`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: (N, 2), s_k / 2 times cosine
+    factors: of N / 2, none above `LARGEST_RADIX`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: (N, 2), s_k / 2 times cosine
     and sine of pi k / 2 N, s_0 = sqrt(1 / N), else s_k = sqrt(2 / N).
     """
 
@@ -58,13 +58,15 @@ class DctPlan:
         )
 
 
-LARGEST_RADIX = 64
-"""A size with a larger prime factor has no plan: it is rare, and torch's FFT does it."""
+LARGEST_RADIX = 32
+"""Odd sizes and such with a larger prime factor have no plan: they are rare, and torch's FFT does them."""
 
 
 def dct_plan(size: int) -> DctPlan | None:
-    """None if `size` has a prime factor above `LARGEST_RADIX`."""
-    factors, rest = [], size
+    """None if `size` is odd or has a prime factor above `LARGEST_RADIX`."""
+    if size % 2:
+        return None
+    factors, rest = [], size // 2
     for factor in (8, 4, 2, *range(3, LARGEST_RADIX + 1, 2)):
         while rest % factor == 0:
             factors.append(factor)

@@ -1,19 +1,18 @@
-/* The orthonormal DCT-II and its inverse along rows, by a complex FFT that transforms 2 LANES rows at once.
+/* The orthonormal DCT-II and its inverse along rows, LANES rows at once.
 
-   Each number of the textbook is a vector here, one row a lane; one half of the rows are the real parts, the other half the
-   imaginary ones, and the two are told apart by symmetry afterwards. The FFT is Stockham's, decimating in frequency: no
-   reordering at its end. The DCT follows from it after J. Makhoul, "A fast cosine transform in one and two dimensions", IEEE
-   Trans. ASSP 28 (1980). A row's result does not depend on its neighbours: lanes never meet. */
+   Each number of the textbook is a vector here, one row a lane: lanes never meet, so a row's result does not depend on its
+   neighbours. The transform follows from a real FFT after J. Makhoul, "A fast cosine transform in one and two dimensions",
+   IEEE Trans. ASSP 28 (1980), that from a complex one of half the size, and that is Stockham's, decimating in frequency: no
+   reordering at its end. */
 #include "vector.h"
 #include <stdlib.h>
 
-#define GROUP (2 * LANES)
-#define LARGEST_RADIX 64
+#define LARGEST_RADIX 32
 
 typedef struct { vec re, im; } cvec;
 
-/* n: size; factors: of n, `count` of them, each at most LARGEST_RADIX; roots: (n, 2), exp(-2 pi i k / n); phases: (n, 2),
-   s_k / 2 times cos and sin of pi k / 2 n, s_0 = sqrt(1 / n), else s_k = sqrt(2 / n). */
+/* n: size, even; factors: of n / 2, `count` of them, each at most LARGEST_RADIX; roots: (n, 2), exp(-2 pi i k / n); phases:
+   (n, 2), s_k / 2 times cos and sin of pi k / 2 n, s_0 = sqrt(1 / n), else s_k = sqrt(2 / n). */
 typedef struct {
   int64_t n, count;
   const int64_t *factors;
@@ -78,9 +77,10 @@ static void butterfly(int64_t radix, const Plan *plan, const cvec *a, cvec *b) {
   }
 }
 
-/* One pass: y[q + s (r p + k)] = w^(s p k) sum_j x[q + s (p + m j)] w^(j k n / r), w = exp(-2 pi i / n), m = n / (r s). */
+/* One pass of the FFT of size h = n / 2, w = exp(-2 pi i / h), m = h / (r s), r the radix:
+   y[q + s (r p + k)] = w^(s p k) sum_j x[q + s (p + m j)] w^(j k h / r). */
 INLINE void pass(const int64_t radix, const int fixed, const Plan *plan, int64_t s, const cvec *x, cvec *y) {
-  const int64_t m = plan->n / (radix * s);
+  const int64_t m = plan->n / 2 / (radix * s);
   cvec a[fixed ? fixed : LARGEST_RADIX], b[fixed ? fixed : LARGEST_RADIX];
   for (int64_t p = 0; p < m; p++)
     for (int64_t q = 0; q < s; q++) {
@@ -94,13 +94,13 @@ INLINE void pass(const int64_t radix, const int fixed, const Plan *plan, int64_t
       y[q + s * radix * p] = b[0];
 #pragma GCC unroll 8
       for (int64_t k = 1; k < radix; k++) {
-        const float *root = plan->roots + 2 * (s * p * k);
+        const float *root = plan->roots + 2 * (2 * s * p * k);
         y[q + s * (radix * p + k)] = times(b[k], root[0], root[1]);
       }
     }
 }
 
-/* Forward FFT of x; the result is in the one returned of x and y. */
+/* Forward FFT of size n / 2; the result is in the one returned of x and y. */
 static cvec *fft(const Plan *plan, cvec *x, cvec *y) {
   int64_t s = 1;
   for (int64_t i = 0; i < plan->count; i++) {
@@ -123,25 +123,18 @@ static cvec *fft(const Plan *plan, cvec *x, cvec *y) {
 /* Where Makhoul puts number j of a row: even ones ascending, then odd ones descending. */
 INLINE int64_t place(int64_t j, int64_t n) { return j % 2 ? n - 1 - j / 2 : j / 2; }
 
-/* `count` rows (at most LANES) into the lanes of every second vector from `to` on, zeros for missing ones; reordered: number
-   j to place(j). */
-INLINE void gather_half(const int reordered, int64_t n, int64_t count, const float *x, int64_t ldx, float *to) {
+/* `count` rows (at most LANES) into lanes, zeros for missing ones; reordered: number j to place(j). */
+INLINE void gather(const int reordered, int64_t n, int64_t count, const float *x, int64_t ldx, float *to) {
   int64_t j = 0;
   for (; j + LANES <= n; j += LANES) {
     vec block[LANES];
     for (int row = 0; row < LANES; row++) block[row] = row < count ? load(x + row * ldx + j) : (vec){0};
     transpose(block);
-    for (int i = 0; i < LANES; i++) store(to + (reordered ? place(j + i, n) : j + i) * GROUP, block[i]);
+    for (int i = 0; i < LANES; i++) store(to + (reordered ? place(j + i, n) : j + i) * LANES, block[i]);
   }
   for (; j < n; j++)
     for (int row = 0; row < LANES; row++)
-      to[(reordered ? place(j, n) : j) * GROUP + row] = row < count ? x[row * ldx + j] : 0.0f;
-}
-
-INLINE void gather(const int reordered, int64_t n, int64_t count, const float *x, int64_t ldx, cvec *to) {
-  const int64_t half = count < LANES ? count : LANES;
-  gather_half(reordered, n, half, x, ldx, (float *)to);
-  gather_half(reordered, n, count - half, x + LANES * ldx, ldx, (float *)to + LANES);
+      to[(reordered ? place(j, n) : j) * LANES + row] = row < count ? x[row * ldx + j] : 0.0f;
 }
 
 /* What becomes of the rows that leave the lanes. */
@@ -153,13 +146,13 @@ typedef struct {
   int64_t adds;
 } Target;
 
-/* `count` rows, from row `first` on, out of the lanes of every second vector from `from` on. */
-INLINE void scatter_half(const int reordered, int64_t n, int64_t first, int64_t count, const float *from, const Target *to) {
+/* `count` rows, from row `first` on, out of lanes; reordered: number j from place(j), its pair exchanged. */
+INLINE void scatter(const int reordered, int64_t n, int64_t first, int64_t count, const float *from, const Target *to) {
   for (int64_t j = 0; j < n; j += LANES) {
     const int64_t columns = n - j < LANES ? n - j : LANES;
     vec block[LANES];
     for (int i = 0; i < LANES; i++)
-      block[i] = i < columns ? load(from + (reordered ? place(j + i, n) : j + i) * GROUP) : (vec){0};
+      block[i] = i < columns ? load(from + (reordered ? place(j + i, n) ^ 1 : j + i) * LANES) : (vec){0};
     transpose(block);
     for (int64_t row = first; row < first + count; row++) {
       float *y = to->y + (to->rows ? to->rows[row] : row) * to->ldy + j;
@@ -176,58 +169,60 @@ INLINE void scatter_half(const int reordered, int64_t n, int64_t first, int64_t 
   }
 }
 
-INLINE void scatter(const int reordered, const int swapped, int64_t n, int64_t first, int64_t count, const cvec *from,
-                    const Target *to) {
-  const int64_t half = count < LANES ? count : LANES;
-  const float *lanes = (const float *)from;
-  scatter_half(reordered, n, first, half, lanes + (swapped ? LANES : 0), to);
-  scatter_half(reordered, n, first + half, count - half, lanes + (swapped ? 0 : LANES), to);
-}
-
 /* The two buffers of the FFT are this far apart: a multiple of 4096 bytes would make every store hide a load. */
-INLINE int64_t apart(int64_t n) { return n + 3; }
+INLINE int64_t apart(int64_t n) { return n / 2 + 3; }
 
-/* z = C x of at most GROUP rows, from row `first` on. */
+/* z = C x of at most LANES rows, from row `first` on. V, the FFT of the reordered row, from that of its pairs, Z, h = n / 2:
+   2 V[k] = Z[k] + conj Z[h - k] - i w^k (Z[k] - conj Z[h - k]);  z[k] = s_k Re(e^(-i pi k / 2 n) V[k]), z[n - k] likewise. */
 static void forward(const Plan *plan, int64_t first, int64_t count, const float *x, int64_t ldx, const Target *to, cvec *work) {
-  const int64_t n = plan->n;
-  gather(1, n, count, x + first * ldx, ldx, work);
+  const int64_t n = plan->n, half = n / 2;
+  gather(1, n, count, x + first * ldx, ldx, (float *)work);
   const cvec *found = fft(plan, work, work + apart(n));
-  cvec *result = found == work ? work + apart(n) : work;
-  for (int64_t k = 0; k < n; k++) {
-    const cvec a = found[k], b = found[k ? n - k : 0];
+  vec *result = (vec *)(found == work ? work + apart(n) : work);
+  for (int64_t k = 0; k <= half; k++) {
+    const cvec a = found[k % half], b = found[(half - k) % half];
+    const cvec sum = {a.re + b.re, a.im - b.im}, apart = {a.re - b.re, a.im + b.im};
+    const cvec v = add(sum, over_i(times(apart, plan->roots[2 * k], plan->roots[2 * k + 1])));
     const float c = plan->phases[2 * k], s = plan->phases[2 * k + 1];
-    result[k].re = c * (a.re + b.re) + s * (a.im - b.im);
-    result[k].im = c * (a.im + b.im) - s * (a.re - b.re);
+    result[k] = c * v.re + s * v.im;
+    if (k && k < half) result[n - k] = s * v.re - c * v.im;
   }
-  scatter(0, 0, n, first, count, result, to);
+  scatter(0, n, first, count, (const float *)result, to);
 }
 
-/* C^T u of the same. */
+/* V[k], by symmetry from u[k] and u[n - k]; all of it is 1 / n of what the FFT would give. */
+INLINE cvec spectrum_at(const Plan *plan, const vec *u, int64_t k) {
+  const float c = plan->phases[2 * k], s = plan->phases[2 * k + 1];
+  if (!k) return (cvec){2 * c * u[0], (vec){0}};
+  const vec a = u[k], b = u[plan->n - k];
+  return (cvec){c * a + s * b, s * a - c * b};
+}
+
+/* C^T u of the same. Z[k] = V[k] + conj V[h - k] + i w^-k (V[k] - conj V[h - k]), whose inverse FFT has the pairs. */
 static void backward(const Plan *plan, int64_t first, int64_t count, const float *u, int64_t ldu, const Target *to, cvec *work) {
-  const int64_t n = plan->n;
-  gather(0, n, count, u + first * ldu, ldu, work);
+  const int64_t n = plan->n, half = n / 2;
+  gather(0, n, count, u + first * ldu, ldu, (float *)work);
   cvec *spectrum = work + apart(n);
-  /* The inverse FFT is the forward one with real and imaginary parts exchanged, before and after. */
-  spectrum[0] = (cvec){2 * plan->phases[0] * work[0].im, 2 * plan->phases[0] * work[0].re};
-  for (int64_t k = 1; k < n; k++) {
-    const cvec a = work[k], b = work[n - k];
-    const float c = plan->phases[2 * k], s = plan->phases[2 * k + 1];
-    spectrum[k].im = c * (a.re + b.im) + s * (b.re - a.im);
-    spectrum[k].re = c * (a.im - b.re) + s * (a.re + b.im);
+  for (int64_t k = 0; k < half; k++) {
+    const cvec a = spectrum_at(plan, (const vec *)work, k), b = spectrum_at(plan, (const vec *)work, half - k);
+    const cvec sum = {a.re + b.re, a.im - b.im}, apart = {a.re - b.re, a.im + b.im};
+    const cvec turned = times(apart, plan->roots[2 * k], -plan->roots[2 * k + 1]);
+    /* The inverse FFT is the forward one with real and imaginary parts exchanged, before and after. */
+    spectrum[k] = (cvec){sum.im + turned.re, sum.re - turned.im};
   }
-  scatter(1, 1, n, first, count, fft(plan, spectrum, work), to);
+  scatter(1, n, first, count, (const float *)fft(plan, spectrum, work), to);
 }
 
-/* All rows, a group after another. Returns 0 if memory is short. */
+/* All rows, LANES after LANES. Returns 0 if memory is short. */
 static int transform(const int inverse, const Plan *plan, int64_t m, const float *x, int64_t ldx, const Target *to) {
   int done = 1;
-#pragma omp parallel if (m > GROUP) reduction(&& : done)
+#pragma omp parallel if (m > LANES) reduction(&& : done)
   {
-    cvec *work = aligned_alloc(64, ((size_t)(plan->n + apart(plan->n)) * sizeof(cvec) + 63) / 64 * 64);
+    cvec *work = aligned_alloc(64, ((size_t)(plan->n / 2 + apart(plan->n) + 1) * sizeof(cvec) + 63) / 64 * 64);
     done = work != NULL;
 #pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < m; first += GROUP) {
-      const int64_t count = m - first < GROUP ? m - first : GROUP;
+    for (int64_t first = 0; first < m; first += LANES) {
+      const int64_t count = m - first < LANES ? m - first : LANES;
       if (!work) continue;
       if (inverse) backward(plan, first, count, x, ldx, to, work);
       else forward(plan, first, count, x, ldx, to, work);
