@@ -23,6 +23,8 @@ from overtone.kernels import (
     projection,
     reference,
 )
+from overtone.kernels.native import NativeKernels, native_kernels
+from overtone.models import materialised
 from overtone.models.adapted import AdaptedEmbedding, AdaptedLinear, StepSlot
 from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
 from support.terms import KINDS, RandomTerms
@@ -43,17 +45,17 @@ class Adapter:
 class Layers:
     """Linear layers on one input and an embedding, adapted."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, native: NativeKernels | None = None) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.plain = {name: nn.Linear(q, p, dtype=dtype) for name, (p, q) in SHAPES.items()}
             self.table = nn.Embedding(VOCABULARY, 64, dtype=dtype)
         self.weights = {name: layer.weight.detach() for name, layer in self.plain.items()}
         self.weights["table"] = self.table.weight.detach().T
-        self.slot = StepSlot()
+        self.slot = StepSlot(native=native)
         self.adapted = {name: AdaptedLinear(name, layer, self.slot) for name, layer in self.plain.items()}
         self.embedding = AdaptedEmbedding("table", self.table, self.slot)
-        self._frames, self._kept = FrameBank(CPU), AdapterRows(CPU)
+        self._frames, self.kept = FrameBank(CPU, native), AdapterRows(CPU, native=native)
 
     def adapter(self, kinds: Mapping[str, Sequence[str]], seed: int) -> Adapter:
         deltas = {}
@@ -65,7 +67,7 @@ class Layers:
     def step(self, decodes: Sequence[Adapter | None], prompts: Sequence[tuple[int, Adapter | None]]) -> AdapterStep:
         segments = [Segment(1, a.deltas if a else None) for a in decodes]
         chunks = [Segment(n, a.deltas if a else None) for n, a in prompts]
-        return AdapterStep(segments, chunks, self._frames, self._kept)
+        return AdapterStep(segments, chunks, self._frames, self.kept)
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, step: AdapterStep) -> dict[str, torch.Tensor]:
@@ -92,24 +94,29 @@ def check(layers: Layers, decodes: list[Adapter | None], prompts: list[tuple[int
                 torch.testing.assert_close(y[row].double(), expected, rtol=1e-5, atol=4e-5, msg=f"{name} row {row}")
 
 
+@pytest.fixture(params=["torch", "native", "materialised"])
+def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Layers:
+    """By torch's operators, by native kernels, and with a dense delta for every sparse core of a prompt."""
+    if request.param == "materialised":
+        monkeypatch.setattr(materialised, "SPARSE_ENTRY", 1e9)
+    return Layers(native=None if request.param == "torch" else native_kernels())
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_kind_alone(kind: str) -> None:
-    layers = Layers()
+def test_one_kind_alone(kind: str, layers: Layers) -> None:
     first, second = (layers.adapter({name: [kind] for name in SHAPES}, seed) for seed in (1, 2))
     check(layers, [first, None, second, first], [(3, second), (2, None), (4, first)])
     check(layers, [first], [])
     check(layers, [], [(5, second)])
 
 
-def test_all_kinds_at_once() -> None:
-    layers = Layers()
+def test_all_kinds_at_once(layers: Layers) -> None:
     rows = [layers.adapter({name: [kind] for name in SHAPES}, i) for i, kind in enumerate(KINDS)]
     prompts: list[tuple[int, Adapter | None]] = [(1 + i % 3, adapter) for i, adapter in enumerate(rows)]
     check(layers, [*rows, None], [*prompts, (2, None)])
 
 
-def test_each_row_equals_its_row_alone() -> None:
-    layers = Layers()
+def test_each_row_equals_its_row_alone(layers: Layers) -> None:
     adapters = [layers.adapter({name: [kind] for name in SHAPES}, i) for i, kind in enumerate(KINDS)]
     x = inputs(len(adapters), 3)
     together = layers(x, layers.step(adapters, []))
@@ -120,9 +127,9 @@ def test_each_row_equals_its_row_alone() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_batches(seed: int) -> None:
+def test_random_batches(seed: int, layers: Layers) -> None:
     """Adapters of several terms, also of one kind twice, on some of the layers, several rows of one adapter."""
-    rng, layers = random.Random(seed), Layers()
+    rng = random.Random(seed)
     pool = [
         layers.adapter(
             {name: rng.choices(list(KINDS), k=rng.randint(1, 4)) for name in SHAPES if rng.random() < 0.7},

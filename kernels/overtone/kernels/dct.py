@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from overtone.kernels.native import NativeKernels, dct_plan
+from overtone.kernels.native import NativeKernels
 from overtone.kernels.reference import dct_matrix
 
 DENSE_MAX_SIZE = 256
@@ -37,7 +37,7 @@ class DctFrame:
     ) -> None:
         assert size >= 1
         self.size = size
-        plan = dct_plan(size) if native is not None else None
+        plan = native.dct_plan(size) if native is not None else None
         self._native = None if native is None or plan is None else (native, plan)
         self.dense = size <= DENSE_MAX_SIZE if dense is None else dense
         if self.dense:

@@ -231,7 +231,7 @@ def prepared_nbytes(core: Core) -> int:
     """`prepare(core).nbytes`, without preparing it, for patterns that are shared if they can be."""
     if isinstance(core, SparseCore):
         entries, rows = core.nnz, core.shape[0]
-        return 4 * entries + (0 if core.pattern.key else 4 * (entries + 2 * rows + 1))
+        return 4 * entries + (0 if core.pattern.key else 4 * (2 * entries + rows + 1))
     if isinstance(core, CirculantCore):
         m, n, b = core.kernel.shape
         return 8 * m * n * (b // 2 + 1)

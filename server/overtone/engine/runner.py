@@ -9,7 +9,7 @@ import torch
 from overtone.engine.batch import pack_tokens, place_tokens
 from overtone.engine.config import EngineConfig
 from overtone.engine.logprobs import prompt_rows
-from overtone.engine.scheduler import StepPlan
+from overtone.engine.scheduler import Chunk, StepPlan
 from overtone.models.adapter_step import PATHS, AdapterRows, AdapterStep, Segment
 from overtone.models.base import BaseModel
 from overtone.models.blocked_step import BlockedStep
@@ -84,7 +84,7 @@ class ModelRunner:
     ) -> tuple[AdapterStep | BlockedStep | None, AdapterStep | BlockedStep | None]:
         """For the layers, which see all tokens, and for the head, which sees those whose logits somebody needs."""
         decodes = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.decodes]
-        prefills = [Segment(chunk.length, chunk.sequence.request.adapter) for chunk in plan.prefills]
+        prefills = [Segment(chunk.length, chunk.sequence.request.adapter, _ahead(chunk)) for chunk in plan.prefills]
         ends = [Segment(1, chunk.sequence.request.adapter) for chunk in plan.chunks if chunk.completes]
         asked = [
             Segment(len(rows), chunk.sequence.request.adapter)
@@ -100,3 +100,8 @@ class ModelRunner:
         if self._base.deterministic:
             return BlockedStep(decodes + prefills, self._base.frames, kept.outlines)
         return AdapterStep(decodes, prefills, self._base.frames, kept)
+
+
+def _ahead(chunk: Chunk) -> int:
+    """Tokens of the chunk's sequence that are still to be computed after it."""
+    return chunk.sequence.pending - chunk.length

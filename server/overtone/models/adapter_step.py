@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,25 +19,31 @@ from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind, apply_core
 from overtone.kernels.native import NativeKernels
 from overtone.models.channels import AdapterDeltas, Channel, Outline, Outlines, PreparedTerm
 from overtone.models.decode_batch import DecodeBatch
+from overtone.models.materialised import Materialised, may_be_dense
 from overtone.models.row_plan import Piece, RowPlan, widest
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive packed tokens of one request: its decoded token or a chunk of its prompt. None: the base model."""
+    """Consecutive packed tokens of one request: its decoded token or a chunk of its prompt. None: the base model.
+
+    ahead: how many tokens of the prompt follow in later steps.
+    """
 
     tokens: int
     deltas: AdapterDeltas | None
+    ahead: int = 0
 
 
-PATHS = ("sparse", "stacked", "shared", "prompt")
+PATHS = ("sparse", "stacked", "shared", "prompt", "materialised")
 
 
 class AdapterRows:
     """What is kept of the adapters from one forward pass to the next.
 
     paths: counts rows times modules by how their cores were applied: "sparse" and "stacked" (all adapters of the batch in
-    one product), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt).
+    one product), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt), "materialised" (a chunk of
+    a prompt, by a dense delta).
     """
 
     def __init__(
@@ -44,19 +51,38 @@ class AdapterRows:
     ) -> None:
         self.outlines = Outlines()
         self.decodes = DecodeBatch(device, native)
+        self.materialised = Materialised()
         self.paths: Counter[str] = Counter() if paths is None else paths
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A chunk of a prompt. span: its rows of the lane; packed: among all tokens; ahead: see `Segment`."""
+
+    span: slice
+    packed: slice
+    outline: Outline
+    ahead: int
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
     """The packed tokens whose adapters use one analysis frame: the first `decodes` have an adapter each, then come prompts.
 
-    prompts: each with its rows of the lane; rows: their places among all packed tokens, None if they are all of them.
+    prompts: in the order of their rows, those with the most tokens to come last; rows: places among all packed tokens, None
+    if they are all of them; tokens: how many rows.
     """
 
     decodes: int
-    prompts: Sequence[tuple[slice, Outline]]
+    prompts: Sequence[Prompt]
     rows: torch.Tensor | None
+    tokens: int
+
+    def first(self, count: int, device: torch.device) -> torch.Tensor | None:
+        """`rows` of the first `count`."""
+        if count == self.tokens:
+            return self.rows
+        return torch.arange(count, device=device) if self.rows is None else self.rows[:count]
 
 
 class AdapterStep:
@@ -72,7 +98,9 @@ class AdapterStep:
         self._decodes = kept.decodes
         self._decodes.update(outlines[: len(decodes)])
         self._num_decodes = len(decodes)
-        self._prompts = [(s.tokens, one) for s, one in zip(prefills, outlines[len(decodes) :], strict=True)]
+        self._prompts = list(zip(prefills, outlines[len(decodes) :], strict=True))
+        self._materialised = kept.materialised
+        self._materialised.begin_step()
         self._modules: Mapping[str, Mapping[Channel, int]] = self._decodes.modules
         if any(one is not None for _, one in self._prompts):
             self._modules = _with_prompts(self._modules, self._prompts)
@@ -155,15 +183,23 @@ class AdapterStep:
         """What a channel adds: rows and their delta (n, p) float32; None: it was added to `flat` already."""
         lane, size = self._lane(channel.analysis), flat.shape[-1]
         plan = self._decodes.plan(module, channel) if lane.decodes else RowPlan(self._frames.device)
-        prompts = [(span, term) for span, one in lane.prompts if (term := one.modules.get(module, {}).get(channel))]
+        having = [(one, term) for one in lane.prompts if (term := one.outline.modules.get(module, {}).get(channel))]
+        dense = [(one, delta) for one, term in having if (delta := self._dense(one, term, x, size)) is not None]
+        apart = {id(one) for one, _ in dense}
+        prompts = [(one.span, term) for one, term in having if id(one) not in apart]
+        self._add_dense(dense, x, flat)
+        if not prompts and not lane.decodes:
+            return None
         frames = [frame for frame in (plan.analysis, *(term.analysis for _, term in prompts)) if frame is not None]
         wanted = max(plan.coefficients, *(term.core.shape[1] for _, term in prompts), 0)
         z = self._analyse(widest(frames) or channel.analysis, wanted, lane, x, flat, bias)
+        used = max([lane.decodes, *(span.stop for span, _ in prompts)])
+        rows, z = lane.first(used, flat.device), z[:used]
         u = _assembled(self._pieces(plan, prompts, lane, z), z)
         frames = [frame for frame in (plan.synthesis, *(term.synthesis for _, term in prompts)) if frame is not None]
         synthesis = widest(frames) or channel.synthesis
         gained = plan.gains is not None or any(term.gain is not None for _, term in prompts)
-        if in_place and not gained and self._frames.add_synthesis(synthesis, u, flat, lane.rows):
+        if in_place and not gained and self._frames.add_synthesis(synthesis, u, flat, rows):
             return None
         delta = self._frames.synthesise(synthesis, u, size)
         if plan.gains is not None:
@@ -171,7 +207,31 @@ class AdapterStep:
         for span, term in prompts:
             if term.gain is not None:
                 delta[span] *= term.gain
-        return lane.rows, delta
+        return rows, delta
+
+    def _dense(self, prompt: Prompt, term: PreparedTerm, x: torch.Tensor, size: int) -> torch.Tensor | None:
+        """The term's delta_W^T (q, p), if that is the cheaper way for what is left of the prompt."""
+        if not x.is_floating_point() or not may_be_dense(term):
+            return None
+        tokens = prompt.packed.stop - prompt.packed.start + prompt.ahead
+        return self._materialised.of(
+            term, (size, x.shape[-1]), tokens, partial(self._as_matrix, term, x.shape[-1], size)
+        )
+
+    def _as_matrix(self, term: PreparedTerm, inputs: int, size: int) -> torch.Tensor:
+        z = self._frames.analyse(term.analysis, torch.eye(inputs, device=self._frames.device), term.core.shape[1])
+        delta = self._frames.synthesise(term.synthesis, self._applied(term, z), size)
+        return delta if term.gain is None else delta * term.gain
+
+    def _add_dense(self, dense: Sequence[tuple[Prompt, torch.Tensor]], x: torch.Tensor, flat: torch.Tensor) -> None:
+        inputs = x.reshape(-1, x.shape[-1])
+        for prompt, delta in dense:
+            self._paths["materialised"] += prompt.packed.stop - prompt.packed.start
+            y = flat[prompt.packed]
+            if y.dtype is torch.float32:
+                y.addmm_(inputs[prompt.packed].float(), delta)
+            else:
+                y.copy_(y.float() + inputs[prompt.packed].float() @ delta)
 
     def _pieces(
         self, plan: RowPlan, prompts: Sequence[tuple[slice, PreparedTerm]], lane: Lane, z: torch.Tensor
@@ -181,11 +241,13 @@ class AdapterStep:
             yield from plan.pieces(z[: lane.decodes])
         for span, term in prompts:
             self._paths["prompt"] += span.stop - span.start
-            native = self._frames.native
-            if native is not None and isinstance(term.core, CsrCore):
-                yield span, apply_core(term.core, z[span], native)
-            else:
-                yield span, term.core.apply(z[span])
+            yield span, self._applied(term, z[span])
+
+    def _applied(self, term: PreparedTerm, z: torch.Tensor) -> torch.Tensor:
+        native = self._frames.native
+        if native is not None and isinstance(term.core, CsrCore):
+            return apply_core(term.core, z, native)
+        return term.core.apply(z)
 
     def _lane(self, frame: Frame) -> Lane:
         lane = self._lanes.get(frame)
@@ -197,17 +259,21 @@ class AdapterStep:
         rows = list(self._decodes.lane(frame).rows)
         decodes, packed = len(rows), self._num_decodes
         prompts = []
-        for tokens, one in self._prompts:
+        for segment, one in self._prompts:
             if one is not None and frame in one.frames:
-                prompts.append((slice(len(rows), len(rows) + tokens), one))
-                rows += range(packed, packed + tokens)
-            packed += tokens
+                prompts.append((slice(packed, packed + segment.tokens), one, segment.ahead))
+            packed += segment.tokens
+        # Those that may be materialised, the longest, last: what is left is then a lane's beginning.
+        placed = []
+        for where, one, ahead in sorted(prompts, key=lambda prompt: prompt[0].stop - prompt[0].start + prompt[2]):
+            placed.append(Prompt(slice(len(rows), len(rows) + where.stop - where.start), where, one, ahead))
+            rows += range(where.start, where.stop)
         # Lanes of equal rows share one tensor: by its identity gathered inputs are found again.
         key = tuple(rows)
         if key not in self._rows:
             everything = len(rows) == packed and key == tuple(range(packed))
             self._rows[key] = None if everything else torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
-        return Lane(decodes, prompts, self._rows[key])
+        return Lane(decodes, placed, self._rows[key], len(rows))
 
     def _analyse(
         self,
@@ -241,7 +307,7 @@ class AdapterStep:
 
 
 def _with_prompts(
-    modules: Mapping[str, Mapping[Channel, int]], prompts: Sequence[tuple[int, Outline | None]]
+    modules: Mapping[str, Mapping[Channel, int]], prompts: Sequence[tuple[Segment, Outline | None]]
 ) -> dict[str, dict[Channel, int]]:
     """`modules` with the channels that the prompts' adapters need."""
     merged = {name: dict(channels) for name, channels in modules.items()}

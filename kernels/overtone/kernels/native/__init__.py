@@ -5,8 +5,7 @@ from overtone.kernels.native.library import (
     HeadNorms,
     NativeKernels,
     SeenRows,
-    dct_plan,
     native_kernels,
 )
 
-__all__ = ["DctPlan", "HeadNorms", "NativeKernels", "SeenRows", "dct_plan", "native_kernels"]
+__all__ = ["DctPlan", "HeadNorms", "NativeKernels", "SeenRows", "native_kernels"]

@@ -38,8 +38,8 @@ _RESULTS = {"dct": ctypes.c_int, "inverse_dct": ctypes.c_int}  # 0 if memory is 
 class DctPlan:
     """The tables of the DCT of one even size N.
 
-    factors: of N / 2, none above `LARGEST_RADIX`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: (N, 2), s_k / 2 times cosine
-    and sine of pi k / 2 N, s_0 = sqrt(1 / N), else s_k = sqrt(2 / N).
+    factors: of N / 2, none above `NativeKernels.largest_radix`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: (N, 2),
+    s_k / 2 times cosine and sine of pi k / 2 N, s_0 = sqrt(1 / N), else s_k = sqrt(2 / N).
     """
 
     size: int
@@ -56,30 +56,6 @@ class DctPlan:
             self.roots.data_ptr(),
             self.phases.data_ptr(),
         )
-
-
-LARGEST_RADIX = 32
-"""Odd sizes and such with a larger prime factor have no plan: they are rare, and torch's FFT does them."""
-
-
-def dct_plan(size: int) -> DctPlan | None:
-    """None if `size` is odd or has a prime factor above `LARGEST_RADIX`."""
-    if size % 2:
-        return None
-    factors, rest = [], size // 2
-    for factor in (8, 4, 2, *range(3, LARGEST_RADIX + 1, 2)):
-        while rest % factor == 0:
-            factors.append(factor)
-            rest //= factor
-    if rest > 1:
-        return None
-    k = torch.arange(size, dtype=torch.float64)
-    scale = torch.full_like(k, math.sqrt(2 / size))
-    scale[0] = math.sqrt(1 / size)
-    turn, half = 2 * math.pi * k / size, math.pi * k / (2 * size)
-    roots = torch.stack((turn.cos(), -turn.sin()), dim=1)
-    phases = torch.stack((half.cos(), half.sin()), dim=1) * (scale / 2)[:, None]
-    return DctPlan(size, torch.tensor(factors, dtype=torch.int64), roots.float(), phases.float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +93,8 @@ class NativeKernels:
         for name, arguments in _SIGNATURES.items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, _RESULTS.get(name)
-        self._columns, self.lanes, self.part_keys = (
-            int(getattr(self._library, name)()) for name in ("columns", "lanes", "part_keys")
+        self._columns, self.lanes, self.part_keys, self.largest_radix = (
+            int(getattr(self._library, name)()) for name in ("columns", "lanes", "part_keys", "largest_radix")
         )
         if self.lanes < 8 and platform.machine() == "x86_64":
             raise NotBuilt("the processor has neither AVX2 nor AVX-512")
@@ -188,6 +164,25 @@ class NativeKernels:
             slots.data_ptr(),
             cache.data_ptr(),
         )
+
+    def dct_plan(self, size: int) -> DctPlan | None:
+        """None if `size` is odd or has a prime factor above `largest_radix`: rare, and torch's FFT does those."""
+        if size % 2:
+            return None
+        factors, rest = [], size // 2
+        for factor in (8, 4, 2, *range(3, self.largest_radix + 1, 2)):
+            while rest % factor == 0:
+                factors.append(factor)
+                rest //= factor
+        if rest > 1:
+            return None
+        k = torch.arange(size, dtype=torch.float64)
+        scale = torch.full_like(k, math.sqrt(2 / size))
+        scale[0] = math.sqrt(1 / size)
+        turn, half = 2 * math.pi * k / size, math.pi * k / (2 * size)
+        roots = torch.stack((turn.cos(), -turn.sin()), dim=1)
+        phases = torch.stack((half.cos(), half.sin()), dim=1) * (scale / 2)[:, None]
+        return DctPlan(size, torch.tensor(factors, dtype=torch.int64), roots.float(), phases.float())
 
     def dct(self, plan: DctPlan, x: torch.Tensor) -> torch.Tensor:
         """The orthonormal DCT-II of each row. x: (m, N). Raises MemoryError."""

@@ -248,3 +248,5 @@ int inverse_dct(int64_t m, int64_t n, int64_t count, const int64_t *factors, con
   const Target to = {y, ldy, rows, gain, adds};
   return transform(1, &plan, m, u, ldu, &to);
 }
+
+int64_t largest_radix(void) { return LARGEST_RADIX; }

@@ -1,0 +1,62 @@
+"""When prompts are computed with a dense delta, and what is kept of it. That it gives the same: test_mixed_terms.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from overtone.kernels import DCT, IDENTITY, FrameBank, SharedMatrix, compress, projection
+from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
+from overtone.models.channels import PreparedTerm
+from overtone.models.materialised import Materialised, pays
+from support.cores import random_core
+from support.deltas import Prepared
+from support.deltas import PreparedTerm as Term
+
+SHAPE = (96, 64)
+
+
+def term(nnz: int, frame: object = IDENTITY) -> PreparedTerm:
+    core = compress(random_core(SHAPE, nnz, torch.Generator().manual_seed(nnz)))
+    return Term(frame, core, IDENTITY)  # type: ignore[arg-type]
+
+
+def test_large_cores_and_long_prompts_pay() -> None:
+    assert not pays(term(20), SHAPE, 1 << 20)
+    assert not pays(term(3000), SHAPE, 64)
+    assert pays(term(3000), SHAPE, 1000)
+    assert not pays(term(250), SHAPE, 100)
+    assert pays(term(250, DCT), SHAPE, 1 << 20)
+    shared = projection(SharedMatrix("k", torch.randn(64, 64)))
+    assert not pays(term(3000, shared), SHAPE, 1 << 20)
+
+
+def test_more_tokens_never_pay_less() -> None:
+    for nnz in (1, 100, 300, 1000, 6000):
+        answers = [pays(term(nnz), SHAPE, tokens) for tokens in (0, 1, 10, 64, 100, 1000, 10_000)]
+        assert answers == sorted(answers)
+
+
+def step(kept: AdapterRows, prompts: list[Segment]) -> torch.Tensor:
+    passed = AdapterStep([], prompts, FrameBank(torch.device("cpu")), kept)
+    tokens = sum(segment.tokens for segment in prompts)
+    y = torch.zeros(1, tokens, SHAPE[0])
+    return passed.add("m", torch.ones(1, tokens, SHAPE[1]), y)
+
+
+def test_kept_while_the_prompt_goes_on_and_no_longer() -> None:
+    kept, large, other = AdapterRows(torch.device("cpu")), Prepared((term(3000),)), Prepared((term(2000),))
+    first = step(kept, [Segment(3, {"m": large}, ahead=1000)])
+    assert kept.materialised.nbytes == 4 * SHAPE[0] * SHAPE[1]
+    assert kept.paths == {"materialised": 3}
+    # Its last few tokens would not pay by themselves, but the matrix is there.
+    last = step(kept, [Segment(2, {"m": large}, ahead=0), Segment(1, {"m": other})])
+    assert kept.paths == {"materialised": 5, "prompt": 1}
+    torch.testing.assert_close(last[0, 0], first[0, 0])
+    step(kept, [Segment(1, {"m": other})])
+    step(kept, [Segment(1, {"m": other})])
+    assert kept.materialised.nbytes == 0
+
+
+def test_without_room_prompts_go_the_other_way() -> None:
+    assert Materialised(budget=10).of(term(3000), SHAPE, 10_000, pytest.fail) is None
