@@ -13,27 +13,28 @@ from support.cores import random_core
 from support.deltas import Prepared
 from support.deltas import PreparedTerm as Term
 
-SHAPE = (96, 64)
+SHAPE, LARGE = (96, 64), (384, 512)
 
 
-def term(nnz: int, frame: object = IDENTITY) -> PreparedTerm:
-    core = compress(random_core(SHAPE, nnz, torch.Generator().manual_seed(nnz)))
+def term(nnz: int, frame: object = IDENTITY, shape: tuple[int, int] = SHAPE) -> PreparedTerm:
+    core = compress(random_core(shape, nnz, torch.Generator().manual_seed(nnz)))
     return Term(frame, core, IDENTITY)  # type: ignore[arg-type]
 
 
 def test_large_cores_and_long_prompts_pay() -> None:
-    assert not pays(term(20), SHAPE, 1 << 20)
-    assert not pays(term(3000), SHAPE, 64)
-    assert pays(term(3000), SHAPE, 1000)
-    assert not pays(term(250), SHAPE, 100)
-    assert pays(term(250, DCT), SHAPE, 1 << 20)
-    shared = projection(SharedMatrix("k", torch.randn(64, 64)))
-    assert not pays(term(3000, shared), SHAPE, 1 << 20)
+    """A token costs 1000 entries 76,000 multiply-adds, 6000 entries 276,000, a dense product 197,000."""
+    assert not pays(term(1000, shape=LARGE), LARGE, 1 << 20)
+    assert not pays(term(6000, shape=LARGE), LARGE, 1000)
+    assert pays(term(6000, shape=LARGE), LARGE, 3000)
+    assert not pays(term(3500, shape=LARGE), LARGE, 1 << 20)
+    assert pays(term(3500, DCT, LARGE), LARGE, 1 << 20)
+    shared = projection(SharedMatrix("k", torch.randn(512, 512)))
+    assert not pays(term(6000, shared, LARGE), LARGE, 1 << 20)
 
 
 def test_more_tokens_never_pay_less() -> None:
-    for nnz in (1, 100, 300, 1000, 6000):
-        answers = [pays(term(nnz), SHAPE, tokens) for tokens in (0, 1, 10, 64, 100, 1000, 10_000)]
+    for nnz in (1, 1000, 4000, 6000, 50_000):
+        answers = [pays(term(nnz, shape=LARGE), LARGE, tokens) for tokens in (0, 1, 100, 600, 1000, 3000, 10_000)]
         assert answers == sorted(answers)
 
 

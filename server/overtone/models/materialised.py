@@ -1,6 +1,6 @@
 """Deltas of long prompts as dense matrices, where a product costs less than frames and a large sparse core for every token.
 
-    implicit: n E + (N_in log2 N_in + N_out log2 N_out) F       materialised: p q
+    implicit: n E + (p + q) C + (N_in log2 N_in + N_out log2 N_out) F       materialised: p q
 
 are the costs of a token, in multiply-adds of a dense product. A dense delta is made by the implicit way on q unit vectors:
 it pays once  tokens (implicit - p q) > q implicit.
@@ -16,10 +16,12 @@ import torch
 from overtone.kernels import CsrCore, FrameKind
 from overtone.models.channels import PreparedTerm
 
-SPARSE_ENTRY = 30.0
+SPARSE_ENTRY = 40.0
 """E: an entry of a sparse core applied to a token costs as much as so many multiply-adds of a dense product."""
+COEFFICIENT = 40.0
+"""C: the same for a coefficient that is read or written between frame and core."""
 TRANSFORM_STEP = 12.0
-"""F: the same for N log2 N of a fast transform. Both as `python -m bench.prompt_paths` measured them on 2 CPU cores."""
+"""F: the same for N log2 N of a fast transform. All as `python -m bench.prompt_paths` measured them on 2 CPU cores."""
 BUDGET_BYTES = 256 << 20
 """The most that dense deltas may take; beyond it prompts go the implicit way."""
 
@@ -42,7 +44,7 @@ def _implicit(term: PreparedTerm, shape: tuple[int, int]) -> float | None:
             steps += size * math.log2(max(2, size))
         elif frame.kind is not FrameKind.IDENTITY:
             return None
-    return SPARSE_ENTRY * term.core.values.numel() + TRANSFORM_STEP * steps
+    return SPARSE_ENTRY * term.core.values.numel() + COEFFICIENT * sum(shape) + TRANSFORM_STEP * steps
 
 
 def may_be_dense(term: PreparedTerm) -> bool:
