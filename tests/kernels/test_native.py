@@ -202,6 +202,17 @@ def test_built_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, na
     assert library.stat().st_mtime_ns == before
 
 
+def test_a_cache_that_others_can_write_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, native: NativeKernels
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "overtone" / "native"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert build.load_library().columns() > 0
+    assert not list(folder.iterdir())
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -32,11 +33,20 @@ def load_library() -> ctypes.CDLL:
         raise NotBuilt(f"there are none for {sys.platform} on {platform.machine()}")
     compiler = _compiler()
     sources = _sources()
-    target = _cache() / f"{_digest(compiler, sources)}.so"
-    if not target.is_file():
-        _compile(compiler, sources, target)
+    name = f"{_digest(compiler, sources)}.so"
+    cache = _cache()
+    if cache is not None:
+        if not (cache / name).is_file():
+            _compile(compiler, sources, cache / name)
+        return _load(cache / name)
+    with tempfile.TemporaryDirectory(prefix="overtone-native-") as folder:  # once loaded, the file is not needed
+        _compile(compiler, sources, Path(folder) / name)
+        return _load(Path(folder) / name)
+
+
+def _load(library: Path) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str(target))
+        return ctypes.CDLL(str(library))
     except OSError as error:
         raise NotBuilt(f"the compiled library does not load: {error}") from error
 
@@ -78,28 +88,31 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
 
 
-def _cache() -> Path:
-    """The user's cache; where it cannot be written, a folder that only this process knows."""
+def _cache() -> Path | None:
+    """The user's cache; None where it cannot be written, or others can write it too: what lies there is executed."""
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     folder = Path(home) / "overtone" / "native"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-            return folder
+        status = folder.stat()
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="overtone-native-"))
+        return None
+    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if private and os.access(folder, os.W_OK) else None
 
 
 def _compile(compiler: str, sources: dict[str, str], target: Path) -> None:
     """Atomically: several servers may start at once."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        for name, text in sources.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        units = [str(Path(folder) / name) for name in sources if name.endswith(".c")]
-        built = Path(folder) / target.name
-        _run([compiler, *_FLAGS, _TUNING[platform.machine()], *units, "-o", str(built)])
-        built.replace(target)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            for name, text in sources.items():
+                (Path(folder) / name).write_text(text, encoding="utf-8")
+            units = [str(Path(folder) / name) for name in sources if name.endswith(".c")]
+            built = Path(folder) / target.name
+            _run([compiler, *_FLAGS, _TUNING[platform.machine()], *units, "-o", str(built)])
+            built.replace(target)
+    except OSError as error:
+        raise NotBuilt(f"the library cannot be written: {error}") from error
 
 
 def _run(command: list[str]) -> str:

@@ -1,0 +1,174 @@
+"""The native CPU kernels beside what torch has for the same: oneDNN's packed product, torch's attention, its FFT, MKL's sparse
+product. In turn within one run; medians; shapes of the default model. Also what compiling costs, and finding it compiled.
+
+Usage: python -m bench.native_kernels [--rounds 30] [--out bench/results/native_kernels]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import torch
+from bench.hot_load import conditions
+
+from overtone.kernels import SparseRows, SparseTable, compress, sparse_core
+from overtone.kernels.dct import DctFrame
+from overtone.kernels.native import NativeKernels, SeenRows, build, native_kernels
+from overtone.models.attend import Softmax, attend
+
+CPU = torch.device("cpu")
+LAYERS = 24  # weights in turn, so that they come from memory as in a model
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+@click.command()
+@click.option("--rounds", default=30, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results/native_kernels"))
+def main(rounds: int, out: Path) -> None:
+    """Prints a line for each case, writes OUT.jsonl and OUT.png."""
+    native = native_kernels()
+    if native is None:
+        raise click.ClickException("this machine has no native kernels")
+    rows: list[dict[str, object]] = [{"kernel": "compile", **compiling()}]
+    print(json.dumps(rows[0]))
+    for kernel, case, tokens, pair in cases(native):
+        ours, theirs = in_turn(pair, rounds)
+        rows.append({
+            "kernel": kernel, "case": case, "tokens": tokens, "native_us": round(ours * 1e6, 1),
+            "torch_us": round(theirs * 1e6, 1), "torch_over_native": round(theirs / ours, 2),
+        })  # fmt: skip
+        print(json.dumps(rows[-1]))
+    about = conditions()
+    out.with_suffix(".jsonl").write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows), encoding="utf-8")
+    plot(rows[1:], out.with_suffix(".png"))
+
+
+def in_turn(pair: Pair, rounds: int) -> tuple[float, float]:
+    """Median seconds of each."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 2):
+        for which, run in zip(seconds, pair, strict=True):
+            start = time.perf_counter()
+            run()
+            which.append(time.perf_counter() - start)
+    ours, theirs = (statistics.median(each[2:]) for each in seconds)
+    return ours, theirs
+
+
+def compiling() -> dict[str, object]:
+    """Seconds with an empty cache, and with a full one."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            build.load_library()
+            seconds.append(round(time.perf_counter() - start, 3))
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+    return {"first_s": seconds[0], "later_s": seconds[1]}
+
+
+def cases(native: NativeKernels) -> Iterator[tuple[str, str, int, Pair]]:
+    for tokens in (1, 4, 16, 64, 512):
+        for p, q in ((960, 576), (576, 576), (3072, 576), (576, 1536)):
+            yield "product", f"{p} x {q}", tokens, products(native, p, q, tokens)
+    for tokens, length in ((1, 100), (1, 4000), (16, 100), (64, 100), (64, 1000)):
+        yield "attention", f"{length} keys", tokens, attention(native, tokens, length)
+    for tokens in (1, 16, 64, 512):
+        for size in (192, 576, 1536):
+            yield "DCT and back", f"{size}", tokens, transforms(native, size, tokens)
+    for tokens in (1, 16, 64):
+        for p, q in ((576, 576), (1536, 576)):
+            yield "sparse cores", f"{p} x {q}, n = 1000", tokens, sparse(native, p, q, tokens)
+
+
+def products(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:
+    weights = [torch.randn(p, q) for _ in range(LAYERS)]
+    ours = [native.pack(weight) for weight in weights]
+    theirs = [torch.ops.mkldnn._reorder_linear_weight(weight, 64) for weight in weights]
+    x = torch.randn(tokens, q)
+    return (
+        lambda: [native.product(x, weight, p) for weight in ours],
+        lambda: [torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "") for weight in theirs],
+    )
+
+
+def attention(native: NativeKernels, tokens: int, length: int) -> Pair:
+    """9 heads on 3, of 64; torch gathers the pages first, as it must."""
+    pages = -(-length // 16)
+    cache = torch.randn((tokens * pages + 1) * 16, 2, 3, 64)
+    table = torch.randperm(tokens * pages).view(tokens, pages) + 1
+    query, out = torch.randn(tokens, 9, 64), torch.empty(tokens, 9, 64)
+    ends = torch.full((tokens,), length)
+    parts = (length - 1) // native.part_keys + 1
+    rows = SeenRows(torch.arange(tokens), torch.arange(tokens), torch.zeros_like(ends), ends, table, parts)
+    mask = torch.zeros(tokens, 1, 1, length)
+
+    def theirs() -> None:
+        paged = cache.view(-1, 16, 2, 3, 64).index_select(0, table.view(-1)).view(tokens, -1, 2, 3, 64)[:, :length]
+        keys, values = paged[:, :, 0].transpose(1, 2), paged[:, :, 1].transpose(1, 2)
+        attend(query[:, :, None], keys, values, mask, Softmax())
+
+    return lambda: native.attend_rows(query, cache, rows, out, 16, 0.125), theirs
+
+
+def transforms(native: NativeKernels, size: int, tokens: int) -> Pair:
+    ours, theirs, x = DctFrame(size, native=native), DctFrame(size), torch.randn(tokens, size)
+    y = torch.zeros(tokens, size)
+    return (
+        lambda: ours.synthesise_into(ours.analyse(x), y, add=True),
+        lambda: y.add_(theirs.synthesise(theirs.analyse(x))),
+    )
+
+
+def sparse(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:
+    def core() -> object:
+        flat = torch.randperm(p * q)[:1000]
+        return compress(sparse_core(flat // q, flat % q, torch.randn(1000), (p, q)))
+
+    ours, theirs = [], []
+    for _ in range(LAYERS):
+        cores = [core() for _ in range(tokens)]
+        for kept, table in ((ours, SparseTable((p, q), native)), (theirs, SparseRows((p, q), CPU))):
+            table.update(cores)  # type: ignore[arg-type]
+            kept.append(table)
+    z = torch.randn(tokens, q)
+    return lambda: [each.apply(z) for each in ours], lambda: [each.apply(z) for each in theirs]
+
+
+def plot(rows: list[dict[str, object]], path: Path) -> None:
+    """How many times torch's time ours is: a panel a kernel, a line a case."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    kernels = list(dict.fromkeys(str(row["kernel"]) for row in rows))
+    figure, axes = plt.subplots(1, len(kernels), figsize=(4 * len(kernels), 3.6), sharey=True, layout="constrained")
+    for axis, kernel in zip(axes, kernels, strict=True):
+        own = [row for row in rows if row["kernel"] == kernel]
+        for case in dict.fromkeys(str(row["case"]) for row in own):
+            line = [(row["tokens"], row["torch_over_native"]) for row in own if row["case"] == case]
+            axis.plot(*zip(*line, strict=True), marker="o", markersize=4, label=case)
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.set(title=kernel, xlabel="tokens in the step", xscale="log")
+        axis.set_xticks([1, 4, 16, 64, 512], ["1", "4", "16", "64", "512"])
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    axes[0].set(ylabel="torch's time / native time", ylim=(0, None))
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
