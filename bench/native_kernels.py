@@ -1,5 +1,6 @@
-"""The native CPU kernels beside what torch has for the same: oneDNN's packed product, torch's attention and FFT, MKL's sparse
-product. In turn within one run; medians; shapes of the default model. Also what compiling costs, and finding it compiled.
+"""The native CPU kernels beside what torch has: oneDNN's packed product, torch's attention and FFT, MKL's sparse product.
+
+In turn within one run; medians; shapes of the default model. Also what compiling costs, and finding it compiled.
 
 Usage: python -m bench.native_kernels [--rounds 30] [--out bench/results/native_kernels]
 """
