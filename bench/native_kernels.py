@@ -128,7 +128,7 @@ def transforms(native: NativeKernels, size: int, tokens: int) -> Pair:
     ours, theirs, x = DctFrame(size, native=native), DctFrame(size), torch.randn(tokens, size)
     y = torch.zeros(tokens, size)
     return (
-        lambda: ours.synthesise_into(ours.analyse(x), y, add=True),
+        lambda: ours.add_synthesis(ours.analyse(x), y),
         lambda: y.add_(theirs.synthesise(theirs.analyse(x))),
     )
 

@@ -19,7 +19,7 @@ from overtone.kernels.prepared import (
     PreparedLowRank,
     PreparedModulated,
 )
-from overtone.kernels.sparse import CsrCore, CsrPattern, csr_core
+from overtone.kernels.sparse import CsrCore, CsrPattern, csr_core, csr_pattern
 from overtone.kernels.types import Frame, FrameKind
 
 
@@ -132,10 +132,7 @@ def _sum_of_sparse(first: CsrCore, second: CsrCore) -> CsrCore:
     unique, places = torch.unique(flat, sorted=True, return_inverse=True)
     values = torch.zeros(unique.numel(), dtype=torch.float64, device=flat.device)
     values.index_add_(0, places, torch.cat((first.values, second.values)).double())
-    rows = unique // q
-    pointers = torch.zeros(p + 1, dtype=torch.int32, device=flat.device)
-    pointers[1:] = torch.bincount(rows, minlength=p).cumsum(0)
-    pattern = CsrPattern(rows.to(torch.int32), pointers, (unique % q).to(torch.int32), (p, q))
+    pattern = csr_pattern((unique // q).to(torch.int32), (unique % q).to(torch.int32), (p, q))
     return csr_core(pattern, values.float(), shared=False)
 
 

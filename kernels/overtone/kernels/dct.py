@@ -75,8 +75,9 @@ class DctFrame:
         assert u.dtype == torch.float32
         assert u.shape[-1] == self.size
         if self._native is not None and u.ndim == 2 and u.stride(1) == 1:
+            native, plan = self._native
             y = torch.empty(u.shape)
-            self.synthesise_into(u, y)
+            native.inverse_dct(plan, u, y)
             return y
         if self.dense:
             return u @ self._matrix
@@ -88,21 +89,10 @@ class DctFrame:
         restored: torch.Tensor = torch.fft.irfft(spectrum, n=self.size).index_select(-1, self._restore)
         return restored
 
-    @property
-    def native(self) -> bool:
-        """Whether there is `synthesise_into`."""
-        return self._native is not None
-
-    def synthesise_into(
-        self,
-        u: torch.Tensor,
-        y: torch.Tensor,
-        *,
-        rows: torch.Tensor | None = None,
-        gain: torch.Tensor | None = None,
-        add: bool = False,
-    ) -> None:
-        """y[rows[i]] = gain[i] * (C^T u[i]), added to what is there if `add`: see `NativeKernels.inverse_dct`."""
-        assert self._native is not None
+    def add_synthesis(self, u: torch.Tensor, y: torch.Tensor, rows: torch.Tensor | None = None) -> bool:
+        """y[rows[i]] += C^T u[i] in one go, if there is a kernel for that: see `NativeKernels.inverse_dct`. Else False."""
+        if self._native is None or u.stride(-1) != 1 or y.stride(-1) != 1:
+            return False
         native, plan = self._native
-        native.inverse_dct(plan, u, y, rows=rows, gain=gain, add=add)
+        native.inverse_dct(plan, u, y, rows, add=True)
+        return True

@@ -40,25 +40,15 @@ class FrameBank:
             return u @ frame.shared.matrix[: u.shape[-1], :size]
         return self._transform(frame, size).synthesise(u)
 
-    def add_synthesis(
-        self,
-        frame: Frame,
-        u: torch.Tensor,
-        y: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        gain: torch.Tensor | None = None,
-    ) -> bool:
-        """y[rows[i]] += gain[i] * (F^T u[i]) in one go, if there is a kernel for that; else False, and nothing happened.
+    def add_synthesis(self, frame: Frame, u: torch.Tensor, y: torch.Tensor, rows: torch.Tensor | None = None) -> bool:
+        """y[rows[i]] += F^T u[i] in one go, if there is a kernel for that; else False, and nothing happened.
 
-        u: (T, m) float32; y: (..., N), rows: (T,) int64, all different, None: 0, 1, ...; gain: (T, N) float32 or None.
+        u: (T, m) float32; y: (..., N), rows: (T,) int64, all different, None: 0, 1, ...
         """
-        if self.native is None or frame.kind is not FrameKind.DCT or y.dtype is not torch.float32:
+        if frame.kind is not FrameKind.DCT or y.dtype is not torch.float32:
             return False
         transform = self._transform(frame, y.shape[-1])
-        if not isinstance(transform, DctFrame) or not transform.native or u.stride(-1) != 1 or y.stride(-1) != 1:
-            return False
-        transform.synthesise_into(u, y, rows=rows, gain=gain, add=True)
-        return True
+        return isinstance(transform, DctFrame) and transform.add_synthesis(u, y, rows)
 
     def _transform(self, frame: Frame, size: int) -> DctFrame | DftFrame | BlockDftFrame | WaveletFrame:
         found = self._transforms.get((frame, size))

@@ -73,7 +73,7 @@ def compress(core: SparseCore, device: torch.device | None = None, patterns: Pat
     key = pattern_key(core.pattern) if patterns is not None else ""
     pattern = patterns.get(key) if key and patterns is not None else None
     if pattern is None:
-        pattern = _compressed(core.pattern, device)
+        pattern = csr_pattern(core.rows.to(device), core.cols.to(device), core.shape)
         if key and patterns is not None:
             patterns[key] = pattern
     return csr_core(pattern, core.values.to(device), shared=bool(key))
@@ -85,13 +85,11 @@ def csr_core(pattern: CsrPattern, values: torch.Tensor, *, shared: bool) -> CsrC
     return CsrCore(pattern, values, matrix, shared)
 
 
-def _compressed(pattern: SparsePattern, device: torch.device | None) -> CsrPattern:
-    """The coordinates are sorted already, so this is one count."""
-    p = pattern.shape[0]
-    pointers = torch.zeros(p + 1, dtype=torch.int32)
-    pointers[1:] = torch.bincount(pattern.rows, minlength=p).cumsum(0)
-    rows, pointers, cols = (one.to(device) for one in (pattern.rows, pointers, pattern.cols))
-    return CsrPattern(rows, pointers, cols, pattern.shape)
+def csr_pattern(rows: torch.Tensor, cols: torch.Tensor, shape: tuple[int, int]) -> CsrPattern:
+    """rows, cols: (n,) int32, sorted by (row, col)."""
+    pointers = torch.zeros(shape[0] + 1, dtype=torch.int32, device=rows.device)
+    pointers[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
+    return CsrPattern(rows, pointers, cols, shape)
 
 
 def apply_segment(z: torch.Tensor, core: CsrCore) -> torch.Tensor:

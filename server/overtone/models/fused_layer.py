@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from overtone.kernels.native import HeadNorms, NativeKernels
+from overtone.kernels.native import HeadNorms
 from overtone.models.adapted import AdaptedLinear
 from overtone.models.attend import Softmax
 from overtone.models.attention import attend_paged
@@ -92,7 +92,7 @@ class FusedLayer:
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._softmax = Softmax(attention.scaling)
         self._joined, self._joined_mlp = AdaptedLinear.join(self._qkv), AdaptedLinear.join(self._gate_up)
-        self._native = native_for(self._joined.native, self._o.weight)
+        self._native = self._joined.native if self._joined.layout == "native" else None
 
     def __call__(
         self,
@@ -152,11 +152,6 @@ class FusedLayer:
             if norm is not None:
                 part.copy_(_rms_norm(part, norm))
         _rotate(by_head[:, :value_from], cos[:, None], signed_sin[:, None])
-
-
-def native_for(kernels: NativeKernels | None, weight: torch.Tensor) -> NativeKernels | None:
-    """The kernels, if they compute in the dtype of `weight` where it lies."""
-    return kernels if weight.dtype is torch.float32 and weight.device.type == "cpu" else None
 
 
 def _all_of(joined: PackedLinear, layers: Sequence[AdaptedLinear], h: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ class PagedBatch:
         self.native = native if native is not None and native.can_attend(cache) else None
         self._windows = windows
         self._groups: dict[tuple[int | None, bool], list[Group]] = {}
-        self._rows: dict[int | None, SeenRows] = {}
+        self._rows: dict[int | None, SeenRows | None] = {}
         self._spans = spans
         slots = [slot for span in spans for slot in _slots(span, page_tokens)]
         self.write_slots = torch.tensor(slots, dtype=torch.int64, device=cache.device)
@@ -90,12 +90,12 @@ class PagedBatch:
         return self._groups[key]
 
     def single_rows(self, layer: int) -> SeenRows | None:
-        """The spans of one token, for the native kernels; None if there are none."""
+        """The spans of one token, for the native kernels, made once a step for layers of one window; None: there are none."""
         window = self._windows[layer]
-        spans = [span for span in self._spans if span.tokens == 1]
-        if spans and window not in self._rows:
-            self._rows[window] = self._seen(spans, window)
-        return self._rows.get(window)
+        if window not in self._rows:
+            spans = [span for span in self._spans if span.tokens == 1]
+            self._rows[window] = self._seen(spans, window) if spans else None
+        return self._rows[window]
 
     def _seen(self, spans: Sequence[Span], window: int | None) -> SeenRows:
         assert self.native is not None

@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels for the machine that they run on: once, in about a second, then from a cache.
+"""Compiles the CPU kernels for the machine that they run on: once, in two to three seconds, then from a cache.
 
 Only gcc will do: its OpenMP runtime is the one that torch brings, so both share one team of threads. Where there is none, or
 the processor has no vectors worth it, torch's own operators do the same, slower.

@@ -26,8 +26,8 @@ _SIGNATURES = {
     "rms_norm": (_INT, _INT, _POINTER, _INT, _POINTER, _FLOAT, _POINTER),
     "silu_times": (_INT, _INT, _POINTER, _POINTER),
     "rotate_and_write": (*[_INT] * 4, _POINTER, _INT, *[_POINTER] * 4, _FLOAT, *[_POINTER] * 2),
-    "dct": (_INT, _INT, _INT, *[_POINTER] * 3, _POINTER, _INT, _POINTER, _INT),
-    "inverse_dct": (_INT, _INT, _INT, *[_POINTER] * 3, _POINTER, _INT, *[_POINTER] * 2, _INT, _POINTER, _INT),
+    "dct": (_INT, _INT, _INT, *[_POINTER] * 3, *[_POINTER, _INT] * 2),
+    "inverse_dct": (_INT, _INT, _INT, *[_POINTER] * 3, *[_POINTER, _INT] * 3),
     "sparse_rows": (_INT, _INT, *[_POINTER] * 2, _INT, _POINTER),
     "attend_rows": (*[_INT] * 5, _FLOAT, *[_POINTER] * 5, _INT, _INT, _POINTER, _INT, *[_POINTER] * 3),
 }
@@ -197,26 +197,17 @@ class NativeKernels:
         plan: DctPlan,
         u: torch.Tensor,
         y: torch.Tensor,
-        *,
         rows: torch.Tensor | None = None,
-        gain: torch.Tensor | None = None,
+        *,
         add: bool = False,
     ) -> None:
-        """y[rows[i]] = gain[i] * (the inverse DCT of u[i]), added to what is there if `add`. Raises MemoryError.
+        """y[rows[i]] = the inverse DCT of u[i], added to what is there if `add`. Raises MemoryError.
 
-        u: (m, N); y: (..., N) with rows apart as they are; rows: (m,) int64, all different, None: 0, 1, ...; gain: (m, N),
-        contiguous, None: ones.
+        u: (m, N); y: (..., N) with rows apart as they are; rows: (m,) int64, all different, None: 0, 1, ...
         """
+        at = None if rows is None else rows.data_ptr()
         done = self._library.inverse_dct(
-            len(u),
-            *plan.arguments,
-            u.data_ptr(),
-            u.stride(0),
-            None if gain is None else gain.data_ptr(),
-            None if rows is None else rows.data_ptr(),
-            add,
-            y.data_ptr(),
-            y.stride(0),
+            len(u), *plan.arguments, u.data_ptr(), u.stride(0), at, add, y.data_ptr(), y.stride(0)
         )
         if not done:
             raise MemoryError("no memory for a cosine transform")

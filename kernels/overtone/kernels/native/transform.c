@@ -142,7 +142,6 @@ typedef struct {
   float *y;            /* rows ldy apart */
   int64_t ldy;
   const int64_t *rows; /* where each goes, or NULL: 0, 1, ... */
-  const float *gain;   /* (rows, n), or NULL */
   int64_t adds;
 } Target;
 
@@ -156,14 +155,12 @@ INLINE void scatter(const int reordered, int64_t n, int64_t first, int64_t count
     transpose(block);
     for (int64_t row = first; row < first + count; row++) {
       float *y = to->y + (to->rows ? to->rows[row] : row) * to->ldy + j;
-      vec numbers = block[row - first];
+      const vec numbers = block[row - first];
       if (columns == LANES) {
-        if (to->gain) numbers *= load(to->gain + row * n + j);
         store(y, to->adds ? load(y) + numbers : numbers);
       } else
         for (int64_t i = 0; i < columns; i++) {
-          const float number = to->gain ? numbers[i] * to->gain[row * n + j + i] : numbers[i];
-          y[i] = to->adds ? y[i] + number : number;
+          y[i] = to->adds ? y[i] + numbers[i] : numbers[i];
         }
     }
   }
@@ -236,16 +233,15 @@ static int transform(const int inverse, const Plan *plan, int64_t m, const float
 int dct(int64_t m, int64_t n, int64_t count, const int64_t *factors, const float *roots, const float *phases, const float *x,
         int64_t ldx, float *z, int64_t ldz) {
   const Plan plan = {n, count, factors, roots, phases};
-  const Target to = {z, ldz, NULL, NULL, 0};
+  const Target to = {z, ldz, NULL, 0};
   return transform(0, &plan, m, x, ldx, &to);
 }
 
-/* y[rows[i]] += gain[i] (C^T u[i]) if `adds`, else y[rows[i]] = that. u: (m, n); rows: (m), different, or NULL: 0, 1, ...;
-   gain: (m, n), contiguous, or NULL. */
+/* y[rows[i]] += C^T u[i] if `adds`, else y[rows[i]] = that. u: (m, n); rows: (m), different, or NULL: 0, 1, ... */
 int inverse_dct(int64_t m, int64_t n, int64_t count, const int64_t *factors, const float *roots, const float *phases,
-                const float *u, int64_t ldu, const float *gain, const int64_t *rows, int64_t adds, float *y, int64_t ldy) {
+                const float *u, int64_t ldu, const int64_t *rows, int64_t adds, float *y, int64_t ldy) {
   const Plan plan = {n, count, factors, roots, phases};
-  const Target to = {y, ldy, rows, gain, adds};
+  const Target to = {y, ldy, rows, adds};
   return transform(1, &plan, m, u, ldu, &to);
 }
 
