@@ -98,7 +98,7 @@ def check(layers: Layers, decodes: list[Adapter | None], prompts: list[tuple[int
 def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Layers:
     """By torch's operators, by native kernels, and with a dense delta for every sparse core of a prompt."""
     if request.param == "materialised":
-        monkeypatch.setattr(materialised, "SPARSE_ENTRY", 1e9)
+        monkeypatch.setattr(materialised, "pays", lambda term, shape, tokens: True)
     return Layers(native=None if request.param == "torch" else native_kernels())
 
 
@@ -108,6 +108,14 @@ def test_one_kind_alone(kind: str, layers: Layers) -> None:
     check(layers, [first, None, second, first], [(3, second), (2, None), (4, first)])
     check(layers, [first], [])
     check(layers, [], [(5, second)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_a_term_that_reads_the_output(kind: str, layers: Layers) -> None:
+    """DoRA's frame is the layer's own output: other terms must not have changed it yet, in whatever order they come."""
+    for kinds in ([kind, "weight"], ["weight", kind]):
+        adapter = layers.adapter(dict.fromkeys(SHAPES, kinds), 1)
+        check(layers, [adapter], [(5, adapter), (2, None)])
 
 
 def test_all_kinds_at_once(layers: Layers) -> None:

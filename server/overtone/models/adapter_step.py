@@ -184,11 +184,13 @@ class AdapterStep:
         lane, size = self._lane(channel.analysis), flat.shape[-1]
         plan = self._decodes.plan(module, channel) if lane.decodes else RowPlan(self._frames.device)
         having = [(one, term) for one in lane.prompts if (term := one.outline.modules.get(module, {}).get(channel))]
-        dense = [(one, delta) for one, term in having if (delta := self._dense(one, term, x, size)) is not None]
+        dense = []
+        if in_place:
+            dense = [(one, delta) for one, term in having if (delta := self._dense(one, term, x, size)) is not None]
         apart = {id(one) for one, _ in dense}
         prompts = [(one.span, term) for one, term in having if id(one) not in apart]
         self._add_dense(dense, x, flat)
-        if not prompts and not lane.decodes:
+        if not prompts and plan.empty:
             return None
         frames = [frame for frame in (plan.analysis, *(term.analysis for _, term in prompts)) if frame is not None]
         wanted = max(plan.coefficients, *(term.core.shape[1] for _, term in prompts), 0)

@@ -90,7 +90,7 @@ class PagedBatch:
         return self._groups[key]
 
     def single_rows(self, layer: int) -> SeenRows | None:
-        """The spans of one token, for the native kernels, made once a step for layers of one window; None: there are none."""
+        """The spans of one token, for the native kernels, None if there are none; once a step for layers of one window."""
         window = self._windows[layer]
         if window not in self._rows:
             spans = [span for span in self._spans if span.tokens == 1]

@@ -43,6 +43,11 @@ class RowPlan:
         self.gains: torch.Tensor | None = None
 
     @property
+    def empty(self) -> bool:
+        """Whether no row has a term."""
+        return self._together is None and not self._alone
+
+    @property
     def stacked_bytes(self) -> int:
         return 0 if self._stacked is None else self._stacked.nbytes
 
