@@ -20,7 +20,7 @@ import torch
 from bench.hot_load import conditions
 
 from overtone.kernels import SparseRows, SparseTable, compress, sparse_core
-from overtone.kernels.dct import DctFrame
+from overtone.kernels.dct import DctFrame, NativeDctFrame
 from overtone.kernels.native import NativeKernels, SeenRows, build, native_kernels
 from overtone.models.attend import Softmax, attend
 
@@ -125,12 +125,10 @@ def attention(native: NativeKernels, tokens: int, length: int) -> Pair:
 
 
 def transforms(native: NativeKernels, size: int, tokens: int) -> Pair:
-    ours, theirs, x = DctFrame(size, native=native), DctFrame(size), torch.randn(tokens, size)
-    y = torch.zeros(tokens, size)
-    return (
-        lambda: ours.add_synthesis(ours.analyse(x), y),
-        lambda: y.add_(theirs.synthesise(theirs.analyse(x))),
-    )
+    plan = native.dct_plan(size)
+    assert plan is not None
+    ours, theirs, x = NativeDctFrame(plan, native), DctFrame(size), torch.randn(tokens, size)
+    return lambda: ours.synthesise(ours.analyse(x)), lambda: theirs.synthesise(theirs.analyse(x))
 
 
 def sparse(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:

@@ -4,13 +4,12 @@ DCT frames and a sparse core of n entries, 512 tokens, in turn; medians; ratios 
 constants of `overtone.models.materialised` say of the measured ratio; the last lines are these constants as this machine has
 them, by least squares.
 
-Usage: python -m bench.prompt_paths [--rounds 15] [--out bench/results/prompt_paths.jsonl]
+Usage: python -m bench.prompt_paths [--rounds 15] [--torch] [--out bench/results/prompt_paths.jsonl]
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -21,8 +20,8 @@ import click
 import torch
 from bench.hot_load import conditions
 
-from overtone.kernels import DCT, FrameBank, apply_core, compress, sparse_core
-from overtone.kernels.native import native_kernels
+from overtone.kernels import DCT, CsrCore, FrameBank, compress, sparse_core
+from overtone.kernels.native import NativeKernels, OwnedRows, native_kernels, sparse_address
 from overtone.models import materialised
 
 TOKENS = 512
@@ -32,73 +31,72 @@ ENTRIES = (1000, 3000, 10_000, 30_000, 100_000)
 
 @click.command()
 @click.option("--rounds", default=15, show_default=True)
+@click.option("--torch", "plain", is_flag=True, help="Without native kernels.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results/prompt_paths.jsonl"))
-def main(rounds: int, out: Path) -> None:
+def main(rounds: int, plain: bool, out: Path) -> None:
     """Prints a line for each case and writes OUT."""
+    native = None if plain else native_kernels()
+    model = _model(native)
     rows = []
     for shape in SHAPES:
         for entries in ENTRIES:
-            row = measure(shape, entries, rounds)
-            rows.append(row)
-            print(json.dumps(row))
-    entry, coefficient, step = _fitted(rows)
-    print(f"SPARSE_ENTRY {entry:.1f}, now {materialised.SPARSE_ENTRY}")
-    print(f"COEFFICIENT {coefficient:.1f}, now {materialised.COEFFICIENT}")
-    print(f"TRANSFORM_STEP {step:.1f}, now {materialised.TRANSFORM_STEP}")
+            rows.append(measure(shape, entries, rounds, native))
+            print(json.dumps(rows[-1]))
+    entry, step = _fitted(rows)
+    print(f"an entry {entry:.1f}, now {model.entry}; a step of a transform {step:.1f}, now {model.step}")
     about = conditions()
-    rows = [{**row, **about} for row in rows]
-    out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out.write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows), encoding="utf-8")
 
 
-def measure(shape: tuple[int, int], entries: int, rounds: int) -> dict[str, Any]:
-    """Seconds of each part, interleaved."""
+def measure(shape: tuple[int, int], entries: int, rounds: int, native: NativeKernels | None) -> dict[str, Any]:
+    """Medians of both ways, interleaved."""
     (p, q), generator = shape, torch.Generator().manual_seed(entries)
     places = torch.randperm(p * q, generator=generator)[:entries].sort().values
     core = compress(
         sparse_core((places // q).int(), (places % q).int(), torch.randn(entries, generator=generator), shape)
     )
-    native = native_kernels()
     bank = FrameBank(torch.device("cpu"), native)
     x, delta, y = torch.randn(TOKENS, q), torch.randn(q, p), torch.zeros(TOKENS, p)
-
-    def cores(z: torch.Tensor) -> torch.Tensor:
-        return core.apply(z) if native is None else apply_core(core, z, native)
-
-    z = bank.analyse(DCT, x, 0)
-    u = cores(z)
-    parts: dict[str, Callable[[], object]] = {
-        "dense": lambda: y.addmm_(x, delta),
-        "core": lambda: cores(z),
-        "frames": lambda: (bank.analyse(DCT, x, 0), bank.add_synthesis(DCT, u, y) or bank.synthesise(DCT, u, p)),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    ways = (lambda: y.addmm_(x, delta), _implicit(core, bank, x, y))
+    seconds: list[list[float]] = [[], []]
     for _ in range(rounds + 1):
-        for name, part in parts.items():
+        for kept, way in zip(seconds, ways, strict=True):
             start = time.perf_counter()
-            part()
-            seconds[name].append(time.perf_counter() - start)
-    dense, cored, framed = (statistics.median(seconds[name][1:]) for name in ("dense", "core", "frames"))
-    steps = p * math.log2(p) + q * math.log2(q)
-    modelled = materialised.SPARSE_ENTRY * entries + materialised.COEFFICIENT * (p + q)
-    modelled += materialised.TRANSFORM_STEP * steps
+            way()
+            kept.append(time.perf_counter() - start)
+    dense, implicit = (statistics.median(kept[1:]) for kept in seconds)
     return {
         "shape": list(shape),
         "entries": entries,
         "tokens": TOKENS,
-        "implicit_over_dense": round((cored + framed) / dense, 3),
-        "modelled": round(modelled / (p * q), 3),
-        "core": round(cored / dense * p * q),
-        "transform_step": round(framed / dense * p * q / steps, 2),
+        "native": native is not None,
+        "implicit_over_dense": round(implicit / dense, 3),
+        "modelled": round(_model(native).implicit(entries, shape) / (p * q), 3),
     }
 
 
-def _fitted(rows: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Cost of an entry and of a coefficient, and the median of a transform's step, in multiply-adds."""
+def _model(native: NativeKernels | None) -> materialised.TokenCost:
+    return materialised.BY_TORCH if native is None else materialised.BY_NATIVE_KERNELS
+
+
+def _implicit(core: CsrCore, bank: FrameBank, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
+    native, p, q = bank.native, y.shape[1], x.shape[1]
+    of_p, of_q = bank.dct_plan(p), bank.dct_plan(q)
+    if native is None or of_p is None or of_q is None:
+        return lambda: y.add_(bank.synthesise(DCT, core.apply(bank.analyse(DCT, x, q)), p))
+    address = torch.tensor([[sparse_address(core.rows, core.cols, core.values)]])
+    owned = OwnedRows(None, torch.zeros(len(x), dtype=torch.int64), address)
+    z = native.in_lanes(len(x), q)
+    return lambda: native.add_spectral(of_q, x, z, owned, [(of_p, 0, y)])
+
+
+def _fitted(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Cost of an entry and of a step of a transform, in multiply-adds."""
     # Relative errors count: every row is divided by what it should be.
-    known = torch.tensor([[row["entries"], sum(row["shape"])] for row in rows], dtype=torch.float64)
-    cost = torch.tensor([row["core"] for row in rows], dtype=torch.float64)
-    fitted = torch.linalg.lstsq(known / cost[:, None], torch.ones(len(rows), 1, dtype=torch.float64)).solution
-    return float(fitted[0]), float(fitted[1]), statistics.median(row["transform_step"] for row in rows)
+    known = torch.tensor([[row["entries"], materialised.steps(row["shape"])] for row in rows], dtype=torch.float64)
+    cost = torch.tensor([row["implicit_over_dense"] * row["shape"][0] * row["shape"][1] for row in rows])
+    fitted = torch.linalg.lstsq(known / cost[:, None].double(), torch.ones(len(rows), 1, dtype=torch.float64)).solution
+    return float(fitted[0]), float(fitted[1])
 
 
 if __name__ == "__main__":

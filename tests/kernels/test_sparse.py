@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from overtone.kernels import SparseCore, SparseRows, SparseTable, apply_core, compress, reference, sparse_core
+from overtone.kernels import SparseCore, SparseRows, SparseTable, compress, reference, sparse_core
 from overtone.kernels.native import native_kernels
 from overtone.kernels.sparse import apply_segment
 from support.cores import POPULARITY, popular_adapters, random_core
@@ -173,18 +173,6 @@ def test_served_sizes(pattern: str, native: bool) -> None:
     z = inputs(24, shape[1])
     assert_close(
         apply_rows(z, list(cores), shape, native), reference.sparse_apply(z.double(), cores, shape[0]), scale=5
-    )
-
-
-@pytest.mark.parametrize("tokens", [0, 1, 3, 4, 6, 40])
-def test_one_core_for_all_rows(tokens: int) -> None:
-    kernels = native_kernels()
-    if kernels is None:
-        pytest.skip("this machine has no native kernels")
-    core = random_core((33, 21), 90, torch.Generator().manual_seed(3))
-    z = inputs(tokens, 21)
-    assert_close(
-        apply_core(compress(core), z, kernels), reference.sparse_apply(z.double(), [core] * tokens, 33), scale=5
     )
 
 

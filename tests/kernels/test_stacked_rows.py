@@ -15,7 +15,7 @@ Q, P = 14, 10
 
 
 def low_rank(rank: int, generator: torch.Generator) -> PreparedLowRank:
-    return PreparedLowRank(torch.randn(Q, rank, generator=generator), torch.randn(rank, P, generator=generator))
+    return PreparedLowRank(torch.randn(rank, Q, generator=generator), torch.randn(rank, P, generator=generator))
 
 
 def dense(size: int, generator: torch.Generator) -> PreparedDense:

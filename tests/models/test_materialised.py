@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from overtone.kernels import DCT, IDENTITY, FrameBank, SharedMatrix, compress, projection
-from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
+from overtone.models.adapter_step import AdapterRows, AdapterStep, Output
 from overtone.models.channels import PreparedTerm
-from overtone.models.materialised import Materialised, pays
+from overtone.models.lanes import Segment
+from overtone.models.materialised import BY_NATIVE_KERNELS, BY_TORCH, Materialised, TokenCost, pays
 from support.cores import random_core
 from support.deltas import Prepared
 from support.deltas import PreparedTerm as Term
@@ -22,19 +23,22 @@ def term(nnz: int, frame: object = IDENTITY, shape: tuple[int, int] = SHAPE) -> 
 
 
 def test_large_cores_and_long_prompts_pay() -> None:
-    """A token costs 1000 entries 76,000 multiply-adds, 6000 entries 276,000, a dense product 197,000."""
-    assert not pays(term(1000, shape=LARGE), LARGE, 1 << 20)
-    assert not pays(term(6000, shape=LARGE), LARGE, 1000)
-    assert pays(term(6000, shape=LARGE), LARGE, 3000)
-    assert not pays(term(3500, shape=LARGE), LARGE, 1 << 20)
-    assert pays(term(3500, DCT, LARGE), LARGE, 1 << 20)
+    """A token costs 25,500 entries 194,000 multiply-adds, 60,000 entries 456,000, a dense product 197,000."""
+    cost = TokenCost(entry=7.6, step=6.0)
+    assert not pays(term(1000, shape=LARGE), LARGE, 1 << 20, cost)
+    assert not pays(term(60_000, shape=LARGE), LARGE, 800, cost)
+    assert pays(term(60_000, shape=LARGE), LARGE, 1200, cost)
+    assert not pays(term(25_500, shape=LARGE), LARGE, 1 << 20, cost)
+    assert pays(term(25_500, DCT, LARGE), LARGE, 1 << 20, cost)
     shared = projection(SharedMatrix("k", torch.randn(512, 512)))
-    assert not pays(term(6000, shared, LARGE), LARGE, 1 << 20)
+    assert not pays(term(60_000, shared, LARGE), LARGE, 1 << 20, cost)
 
 
-def test_more_tokens_never_pay_less() -> None:
-    for nnz in (1, 1000, 4000, 6000, 50_000):
-        answers = [pays(term(nnz, shape=LARGE), LARGE, tokens) for tokens in (0, 1, 100, 600, 1000, 3000, 10_000)]
+@pytest.mark.parametrize("cost", [BY_NATIVE_KERNELS, BY_TORCH])
+def test_more_tokens_never_pay_less(cost: TokenCost) -> None:
+    for nnz in (1, 1000, 30_000, 60_000):
+        made = term(nnz, DCT, shape=LARGE)
+        answers = [pays(made, LARGE, tokens, cost) for tokens in (0, 1, 100, 600, 1000, 3000, 10_000)]
         assert answers == sorted(answers)
 
 
@@ -42,7 +46,8 @@ def step(kept: AdapterRows, prompts: list[Segment]) -> torch.Tensor:
     passed = AdapterStep([], prompts, FrameBank(torch.device("cpu")), kept)
     tokens = sum(segment.tokens for segment in prompts)
     y = torch.zeros(1, tokens, SHAPE[0])
-    return passed.add("m", torch.ones(1, tokens, SHAPE[1]), y)
+    passed.add(torch.ones(1, tokens, SHAPE[1]), Output("m", y))
+    return y
 
 
 def test_kept_while_the_prompt_goes_on_and_no_longer() -> None:
@@ -60,4 +65,4 @@ def test_kept_while_the_prompt_goes_on_and_no_longer() -> None:
 
 
 def test_without_room_prompts_go_the_other_way() -> None:
-    assert Materialised(budget=10).of(term(3000), SHAPE, 10_000, pytest.fail) is None
+    assert Materialised(budget=10).of(term(3000), SHAPE, 10_000, BY_TORCH, pytest.fail) is None

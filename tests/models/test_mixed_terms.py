@@ -26,7 +26,8 @@ from overtone.kernels import (
 from overtone.kernels.native import NativeKernels, native_kernels
 from overtone.models import materialised
 from overtone.models.adapted import AdaptedEmbedding, AdaptedLinear, StepSlot
-from overtone.models.adapter_step import AdapterRows, AdapterStep, Segment
+from overtone.models.adapter_step import AdapterRows, AdapterStep
+from overtone.models.lanes import Segment
 from support.terms import KINDS, RandomTerms
 
 SHAPES = {"wide": (40, 64), "tall": (96, 64), "square": (64, 64)}  # all read the same input
@@ -98,7 +99,8 @@ def check(layers: Layers, decodes: list[Adapter | None], prompts: list[tuple[int
 def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Layers:
     """By torch's operators, by native kernels, and with a dense delta for every sparse core of a prompt."""
     if request.param == "materialised":
-        monkeypatch.setattr(materialised, "pays", lambda term, shape, tokens: True)
+        monkeypatch.setattr(materialised, "pays", lambda term, shape, tokens, cost: True)
+        monkeypatch.setattr(materialised.Materialised, "may_serve", lambda self, tokens, inputs: True)
     return Layers(native=None if request.param == "torch" else native_kernels())
 
 

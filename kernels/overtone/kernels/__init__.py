@@ -20,9 +20,9 @@ from overtone.kernels.cores import (
 )
 from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
-from overtone.kernels.prepared import PreparedCore, prepare, prepared_nbytes
+from overtone.kernels.prepared import PreparedCore, PreparedLowRank, prepare, prepared_nbytes
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
-from overtone.kernels.sparse_rows import SparseRows, SparseTable, apply_core
+from overtone.kernels.sparse_rows import SparseRows, SparseTable
 from overtone.kernels.stacked_rows import StackedRows, stackable
 from overtone.kernels.types import (
     DCT,
@@ -60,6 +60,7 @@ __all__ = [
     "ModulatedCore",
     "PatternCache",
     "PreparedCore",
+    "PreparedLowRank",
     "PreparedTerm",
     "SharedMatrix",
     "SparseCore",
@@ -68,7 +69,6 @@ __all__ = [
     "SparseTable",
     "StackedRows",
     "Term",
-    "apply_core",
     "block_dft",
     "compress",
     "numbers_of",

@@ -79,7 +79,7 @@ def scaled(core: PreparedCore, weight: float) -> PreparedCore:
     if isinstance(core, CsrCore):
         return csr_core(core.pattern, core.values * weight, shared=core.shared)
     if isinstance(core, PreparedLowRank):
-        return replace(core, bt=core.bt * weight)
+        return replace(core, up=core.up * weight)
     if isinstance(core, PreparedDense):
         return replace(core, matrix=core.matrix * weight)
     if isinstance(core, PreparedDiagonal):
@@ -96,7 +96,7 @@ def _without_gain(term: PreparedTerm) -> PreparedTerm:
     """diag(g) b a is a low-rank pair itself."""
     if term.gain is None or term.synthesis.kind is not FrameKind.IDENTITY or not isinstance(term.core, PreparedLowRank):
         return term
-    return replace(term, core=replace(term.core, bt=term.core.bt * term.gain), gain=None)
+    return replace(term, core=replace(term.core, up=term.core.up * term.gain), gain=None)
 
 
 def _wider(first: PreparedTerm, second: PreparedTerm) -> PreparedTerm:
@@ -112,7 +112,7 @@ def _sum_of_cores(first: PreparedCore, second: PreparedCore) -> PreparedCore | N
     if isinstance(first, CsrCore) and isinstance(second, CsrCore):
         return _sum_of_sparse(first, second)
     if isinstance(first, PreparedLowRank) and isinstance(second, PreparedLowRank):
-        return PreparedLowRank(torch.cat((first.at, second.at), 1), torch.cat((first.bt, second.bt)))
+        return PreparedLowRank(torch.cat((first.down, second.down)), torch.cat((first.up, second.up)))
     if first.shape != second.shape:
         return None
     if isinstance(first, PreparedDense) and isinstance(second, PreparedDense):

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from overtone.kernels.native import NativeKernels
+from overtone.kernels.native import DctPlan, NativeKernels
 from overtone.kernels.reference import dct_matrix
 
 DENSE_MAX_SIZE = 256
@@ -23,8 +23,7 @@ class DctFrame:
     cosine transform in one and two dimensions", IEEE Trans. ASSP 28 (1980): v = (x_0, x_2, ..., x_3, x_1),
     C x [k] = s_k Re(e^{-i pi k / 2N} V[k]) and, V being Hermitian, C x [N - k] = -s_{N-k} Im(e^{-i pi k / 2N} V[k]).
     Here v is read backwards, which conjugates V and takes the minus away: the result's numbers are then those of the
-    spectrum in another order. Any N >= 1, odd ones included. The native kernels do the same without a copy in between, and
-    for all sizes.
+    spectrum in another order. Any N >= 1, odd ones included.
     """
 
     def __init__(
@@ -33,12 +32,9 @@ class DctFrame:
         device: torch.device | None = None,
         *,
         dense: bool | None = None,
-        native: NativeKernels | None = None,
     ) -> None:
         assert size >= 1
         self.size = size
-        plan = native.dct_plan(size) if native is not None else None
-        self._native = None if native is None or plan is None else (native, plan)
         self.dense = size <= DENSE_MAX_SIZE if dense is None else dense
         if self.dense:
             self._matrix = dct_matrix(size, torch.float32).to(device)
@@ -61,9 +57,6 @@ class DctFrame:
     def analyse(self, x: torch.Tensor) -> torch.Tensor:
         assert x.dtype == torch.float32
         assert x.shape[-1] == self.size
-        if self._native is not None and x.ndim == 2 and x.stride(1) == 1:
-            native, plan = self._native
-            return native.dct(plan, x)
         if self.dense:
             return x @ self._matrix.T
         if not x.numel():  # MKL's FFT refuses an empty batch
@@ -74,11 +67,6 @@ class DctFrame:
     def synthesise(self, u: torch.Tensor) -> torch.Tensor:
         assert u.dtype == torch.float32
         assert u.shape[-1] == self.size
-        if self._native is not None and u.ndim == 2 and u.stride(1) == 1:
-            native, plan = self._native
-            y = torch.empty(u.shape)
-            native.inverse_dct(plan, u, y)
-            return y
         if self.dense:
             return u @ self._matrix
         if not u.numel():
@@ -89,10 +77,22 @@ class DctFrame:
         restored: torch.Tensor = torch.fft.irfft(spectrum, n=self.size).index_select(-1, self._restore)
         return restored
 
-    def add_synthesis(self, u: torch.Tensor, y: torch.Tensor, rows: torch.Tensor | None = None) -> bool:
-        """y[rows[i]] += C^T u[i] in one go, if there is a kernel for that: see `NativeKernels.inverse_dct`. Else False."""
-        if self._native is None or u.stride(-1) != 1 or y.stride(-1) != 1:
-            return False
-        native, plan = self._native
-        native.inverse_dct(plan, u, y, rows, add=True)
-        return True
+
+class NativeDctFrame:
+    """What `DctFrame` is, by native kernels: without a copy in between, each row to the last bit by itself."""
+
+    def __init__(self, plan: DctPlan, native: NativeKernels) -> None:
+        self.size = plan.size
+        self._plan, self._native = plan, native
+
+    def analyse(self, x: torch.Tensor) -> torch.Tensor:
+        return self._native.dct(self._plan, _rows(x)).view(x.shape)
+
+    def synthesise(self, u: torch.Tensor) -> torch.Tensor:
+        return self._native.inverse_dct(self._plan, _rows(u)).view(u.shape)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(rows, N), the numbers of a row one after another."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()

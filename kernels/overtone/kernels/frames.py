@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 
-from overtone.kernels.dct import DctFrame
-from overtone.kernels.native import NativeKernels
+from overtone.kernels.dct import DctFrame, NativeDctFrame
+from overtone.kernels.native import DctPlan, NativeKernels
 from overtone.kernels.spectral import BlockDftFrame, DftFrame, WaveletFrame
 from overtone.kernels.types import Frame, FrameKind
+
+Transform: TypeAlias = DctFrame | NativeDctFrame | DftFrame | BlockDftFrame | WaveletFrame
 
 
 class FrameBank:
@@ -19,7 +23,8 @@ class FrameBank:
     def __init__(self, device: torch.device, native: NativeKernels | None = None) -> None:
         self.device = device
         self.native = native if device.type == "cpu" else None
-        self._transforms: dict[tuple[Frame, int], DctFrame | DftFrame | BlockDftFrame | WaveletFrame] = {}
+        self._plans: dict[int, DctPlan | None] = {}
+        self._transforms: dict[tuple[Frame, int], Transform] = {}
 
     def analyse(self, frame: Frame, x: torch.Tensor, coefficients: int) -> torch.Tensor:
         """z = F x. x: (T, N) float32; coefficients: how many rows of a PROJECTION are wanted, else unused.
@@ -40,25 +45,26 @@ class FrameBank:
             return u @ frame.shared.matrix[: u.shape[-1], :size]
         return self._transform(frame, size).synthesise(u)
 
-    def add_synthesis(self, frame: Frame, u: torch.Tensor, y: torch.Tensor, rows: torch.Tensor | None = None) -> bool:
-        """y[rows[i]] += F^T u[i] in one go, if there is a kernel for that; else False, and nothing happened.
+    def dct_plan(self, size: int) -> DctPlan | None:
+        """What native kernels need for the DCT of `size` numbers; None if they do not compute it."""
+        if size not in self._plans:
+            self._plans[size] = None if self.native is None else self.native.dct_plan(size)
+        return self._plans[size]
 
-        u: (T, m) float32; y: (..., N), rows: (T,) int64, all different, None: 0, 1, ...
-        """
-        if frame.kind is not FrameKind.DCT or y.dtype is not torch.float32:
-            return False
-        transform = self._transform(frame, y.shape[-1])
-        return isinstance(transform, DctFrame) and transform.add_synthesis(u, y, rows)
-
-    def _transform(self, frame: Frame, size: int) -> DctFrame | DftFrame | BlockDftFrame | WaveletFrame:
+    def _transform(self, frame: Frame, size: int) -> Transform:
         found = self._transforms.get((frame, size))
         if found is None:
             found = self._transforms[frame, size] = self._build(frame, size)
         return found
 
-    def _build(self, frame: Frame, size: int) -> DctFrame | DftFrame | BlockDftFrame | WaveletFrame:
+    def _build(self, frame: Frame, size: int) -> Transform:
         if frame.kind is FrameKind.DCT:
-            return DctFrame(size, self.device, native=self.native)
+            plan = self.dct_plan(size)
+            return (
+                DctFrame(size, self.device)
+                if plan is None or self.native is None
+                else NativeDctFrame(plan, self.native)
+            )
         if frame.kind is FrameKind.DFT:
             return DftFrame(size)
         if frame.kind is FrameKind.BLOCK_DFT:

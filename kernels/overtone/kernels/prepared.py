@@ -38,22 +38,26 @@ def _nbytes(*tensors: torch.Tensor) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedLowRank:
-    """at: (q, r), bt: (r, p) float32."""
+    """u = up^T (down z). down: (r, q), up: (r, p) float32, both contiguous."""
 
-    at: torch.Tensor
-    bt: torch.Tensor
+    down: torch.Tensor
+    up: torch.Tensor
+
+    def __post_init__(self) -> None:
+        assert self.down.is_contiguous()
+        assert self.up.is_contiguous()
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.bt.shape[1], self.at.shape[0]
+        return self.up.shape[1], self.down.shape[1]
 
     @property
     def nbytes(self) -> int:
-        return _nbytes(self.at, self.bt)
+        return _nbytes(self.down, self.up)
 
     def apply(self, z: torch.Tensor) -> torch.Tensor:
         """z: (T, q) float32, or (T,) int64 for T one-hot vectors; returns (T, p)."""
-        return (z @ self.at if z.is_floating_point() else self.at[z]) @ self.bt
+        return (z @ self.down.T if z.is_floating_point() else self.down.T[z]) @ self.up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +131,7 @@ def prepare_kronecker(core: KroneckerCore, device: torch.device | None = None) -
 def kronecker_pair(core: PreparedKronecker) -> PreparedLowRank:
     """b a kron k^T = (b kron k^T) (a kron I): rank R d."""
     eye = torch.eye(core.k.shape[0], device=core.k.device)
-    return PreparedLowRank(_kron(core.at, eye), _kron(core.bt, core.k))
+    return PreparedLowRank(_kron(core.at.T.contiguous(), eye), _kron(core.bt, core.k))
 
 
 def _kron(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -212,7 +216,7 @@ def prepare(core: Core, device: torch.device | None = None, patterns: PatternCac
     if isinstance(core, SparseCore):
         return compress(core, device, patterns)
     if isinstance(core, LowRankCore):
-        return PreparedLowRank(ready(core.a).T.contiguous(), ready(core.b).T.contiguous() * core.scale)
+        return PreparedLowRank(ready(core.a).contiguous(), ready(core.b).T.contiguous() * core.scale)
     if isinstance(core, DenseCore):
         return PreparedDense(ready(core.matrix) * core.scale)
     if isinstance(core, DiagonalCore):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from overtone.kernels.native import NativeKernels
+from overtone.kernels.native import NO_CORE, NativeKernels, sparse_address
 from overtone.kernels.sparse import CsrCore
 
 _SPARE_ROWS = 4
@@ -160,14 +160,5 @@ class SparseTable:
         return self._native.sparse_rows(self._table, z, self.shape[0])
 
 
-def apply_core(core: CsrCore, z: torch.Tensor, native: NativeKernels) -> torch.Tensor:
-    """u = z K^T for tokens that share one core: `CsrCore.apply` by a native kernel."""
-    table = torch.tensor([_addresses(core)], dtype=torch.int64).expand(len(z), 4).contiguous()
-    return native.sparse_rows(table, z.contiguous(), core.shape[0])
-
-
 def _addresses(core: CsrCore | None) -> tuple[int, int, int, int]:
-    """Of rows, cols and values, and how many; contiguous, as they were made."""
-    if core is None:
-        return 0, 0, 0, 0
-    return core.rows.data_ptr(), core.cols.data_ptr(), core.values.data_ptr(), core.values.numel()
+    return NO_CORE if core is None else sparse_address(core.rows, core.cols, core.values)

@@ -18,7 +18,7 @@ _MAX_PADDING = 2
 def _parts(core: StackableCore) -> tuple[torch.Tensor, ...]:
     """What is stacked: (q, r) and (r, p); (m_in, m_out); (m,)."""
     if isinstance(core, PreparedLowRank):
-        return core.at, core.bt
+        return core.down.T, core.up
     return (core.matrix.T,) if isinstance(core, PreparedDense) else (core.values,)
 
 

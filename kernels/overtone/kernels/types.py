@@ -11,7 +11,7 @@ adapter owns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -49,11 +49,18 @@ class Frame:
     block: int = 0
     taps: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     shared: SharedMatrix | None = None
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "_hash", hash((self.kind, self.block, self.taps, self.shared))
+        )  # asked for at every layer
         assert (self.kind is FrameKind.BLOCK_DFT) == (self.block > 0)
         assert (self.kind is FrameKind.WAVELET) == (self.taps is not None)
         assert (self.kind is FrameKind.PROJECTION) == (self.shared is not None)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def coefficients(self, size: int) -> int | None:
         """m for a layer of this size; None where the core decides. BLOCK_DFT: m counts the blocks."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from overtone.kernels.native import NativeKernels
-from overtone.models.adapter_step import AdapterStep
+from overtone.models.adapter_step import AdapterStep, Output
 from overtone.models.blocked_step import BlockedStep
 from overtone.models.packed import PackedLinear
 
@@ -69,27 +69,37 @@ class AdaptedLinear(nn.Module):
         return None if self.linear.bias is None else self.linear.bias[start:stop]
 
     @property
-    def adapted(self) -> bool:
-        """Whether some adapter of this forward pass changes this layer."""
-        step = self._step
-        return step is not None and step.changes(self.name)
-
-    @property
     def _step(self) -> AdapterStep | BlockedStep | None:
         return self._slot.head if self._is_head else self._slot.step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         start, stop = self.linear.bounds[self._index]
-        return self.add_adapters(x, self.linear(x)[..., start:stop])
+        y = self.linear(x)[..., start:stop]
+        step = self._step
+        if step is not None:
+            step.add(x, Output(self.name, y, self.bias))
+        return y
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """forward(x) + residual, in an order of sums that neighbours' adapters do not decide if `deterministic`."""
-        return residual + self(x) if self.linear.blocks or self.adapted else self.linear.plus(x, residual)
-
-    def add_adapters(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Adds to y, in place, what the pass's adapters change. x: (..., q); y: (..., p), the layer's own output."""
         step = self._step
-        return y if step is None else step.add(self.name, x, y, self.bias)
+        if self.linear.blocks or (step is not None and step.reads_output(self.name)):
+            changed: torch.Tensor = residual + self(x)
+            return changed
+        y = self.linear.plus(x, residual)
+        if step is not None:
+            step.add(x, Output(self.name, y))
+        return y
+
+    @staticmethod
+    def joined(layers: Sequence[AdaptedLinear], x: torch.Tensor) -> torch.Tensor:
+        """What layers that share one product (`join`) answer, adapters included, side by side. x: (..., q)."""
+        first = layers[0]
+        y, step = first.linear(x), first._step
+        if step is not None:
+            parts = (y[..., start:stop] for start, stop in first.linear.bounds)
+            step.add(x, *(Output(one.name, part, one.bias) for one, part in zip(layers, parts, strict=True)))
+        return y
 
 
 class AdaptedEmbedding(nn.Module):
@@ -115,7 +125,8 @@ class AdaptedEmbedding(nn.Module):
         if step is None:
             plain: torch.Tensor = self.base(ids)
             return plain
-        y = step.add(self.name, ids, _rows(self.base, ids))
+        y = _rows(self.base, ids)
+        step.add(ids, Output(self.name, y))
         return y * _scale(self.base) if self._scaled else y
 
 

@@ -10,40 +10,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
-from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind, apply_core
+from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind
 from overtone.kernels.native import NativeKernels
-from overtone.models.channels import AdapterDeltas, Channel, Outline, Outlines, PreparedTerm
+from overtone.models.channels import Channel, Outline, Outlines, PreparedTerm
 from overtone.models.decode_batch import DecodeBatch
-from overtone.models.materialised import Materialised, may_be_dense
+from overtone.models.lanes import Lane, Lanes, Prompt, Segment
+from overtone.models.materialised import BY_NATIVE_KERNELS, BY_TORCH, Materialised, TokenCost
+from overtone.models.native_rows import NativeCores, NativeRows
 from overtone.models.row_plan import Piece, RowPlan, widest
 
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive packed tokens of one request: its decoded token or a chunk of its prompt. None: the base model.
-
-    ahead: how many tokens of the prompt follow in later steps.
-    """
-
-    tokens: int
-    deltas: AdapterDeltas | None
-    ahead: int = 0
+PATHS = ("sparse", "low_rank", "stacked", "shared", "prompt", "materialised")
 
 
-PATHS = ("sparse", "stacked", "shared", "prompt", "materialised")
+class Output(NamedTuple):
+    """What a layer itself answers, to be changed in place. y: (..., p); bias: (p,), what of it is not W x."""
+
+    module: str
+    y: torch.Tensor
+    bias: torch.Tensor | None = None
 
 
 class AdapterRows:
     """What is kept of the adapters from one forward pass to the next.
 
-    paths: counts rows times modules by how their cores were applied: "sparse" and "stacked" (all adapters of the batch in
-    one product), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt), "materialised" (a chunk of
-    a prompt, by a dense delta).
+    paths: counts rows times modules by how their cores were applied: "sparse", "low_rank" and "stacked" (the cores of all
+    adapters of the batch at once), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt),
+    "materialised" (a chunk of a prompt, by a dense delta).
     """
 
     def __init__(
@@ -51,38 +48,9 @@ class AdapterRows:
     ) -> None:
         self.outlines = Outlines()
         self.decodes = DecodeBatch(device, native)
+        self.native_cores = NativeCores()
         self.materialised = Materialised()
         self.paths: Counter[str] = Counter() if paths is None else paths
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A chunk of a prompt. span: its rows of the lane; packed: among all tokens; ahead: see `Segment`."""
-
-    span: slice
-    packed: slice
-    outline: Outline
-    ahead: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """The packed tokens whose adapters use one analysis frame: the first `decodes` have an adapter each, then come prompts.
-
-    prompts: in the order of their rows, those with the most tokens to come last; rows: places among all packed tokens, None
-    if they are all of them; tokens: how many rows.
-    """
-
-    decodes: int
-    prompts: Sequence[Prompt]
-    rows: torch.Tensor | None
-    tokens: int
-
-    def first(self, count: int, device: torch.device) -> torch.Tensor | None:
-        """`rows` of the first `count`."""
-        if count == self.tokens:
-            return self.rows
-        return torch.arange(count, device=device) if self.rows is None else self.rows[:count]
 
 
 class AdapterStep:
@@ -97,15 +65,16 @@ class AdapterStep:
         outlines = kept.outlines.of([segment.deltas for segment in (*decodes, *prefills)])
         self._decodes = kept.decodes
         self._decodes.update(outlines[: len(decodes)])
-        self._num_decodes = len(decodes)
-        self._prompts = list(zip(prefills, outlines[len(decodes) :], strict=True))
+        prompts = list(zip(prefills, outlines[len(decodes) :], strict=True))
+        self._lanes = Lanes(self._decodes, len(decodes), prompts, frames.device)
+        self._native = None
+        if frames.native is not None:
+            self._native = NativeRows(frames.native, frames, kept.native_cores, kept.paths)
         self._materialised = kept.materialised
         self._materialised.begin_step()
         self._modules: Mapping[str, Mapping[Channel, int]] = self._decodes.modules
-        if any(one is not None for _, one in self._prompts):
-            self._modules = _with_prompts(self._modules, self._prompts)
-        self._lanes: dict[Frame, Lane] = {}
-        self._rows: dict[tuple[int, ...], torch.Tensor | None] = {}
+        if any(one is not None for _, one in prompts):
+            self._modules = _with_prompts(self._modules, prompts)
         self._input: torch.Tensor | None = None
         self._gathered: dict[int, torch.Tensor] = {}
         self._analysed: dict[Frame, torch.Tensor] = {}
@@ -118,23 +87,82 @@ class AdapterStep:
         """Whether `add` would change the output of `module`."""
         return bool(self._modules.get(module))
 
-    def add(self, module: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """y, to which in place the delta was added for the tokens whose adapter changes `module`.
+    def reads_output(self, module: str) -> bool:
+        """Whether `add` needs what `module` itself answers, nothing added to it yet."""
+        return any(channel.analysis.kind is FrameKind.WEIGHT for channel in self._modules.get(module, ()))
 
-        x: (..., q), or (...) int64 for one-hot inputs; y: (..., p) the layer's own output, bias: (p,) what of it is not W x.
-        """
-        channels = self._modules.get(module)
-        if not channels:
-            return y
+    def add(self, x: torch.Tensor, *outputs: Output) -> None:
+        """Adds to layers' outputs the deltas of the tokens whose adapter changes the layer. x: (..., q), what all of them
+        read, or (...) int64 for one-hot inputs."""
         if self._input is not x:
             self._input, self._gathered, self._analysed = x, {}, {}
-        flat = y.view(-1, y.shape[-1])
-        # The frame of the layer's own weight reads y: it must see it unchanged.
-        reads_y = len(channels) > 1 and any(channel.analysis.kind is FrameKind.WEIGHT for channel in channels)
-        found = [self._part(module, channel, x, flat, bias, in_place=not reads_y) for channel in channels]
+        together: dict[Channel, list[tuple[str, torch.Tensor]]] = {}
+        for module, y, bias in outputs:
+            channels, flat = self._modules.get(module), y.view(-1, y.shape[-1])
+            if not channels:
+                continue
+            # Beside a term that reads y, nothing else may be added to it before.
+            in_place = len(channels) == 1 or not self.reads_output(module)
+            others = []
+            for channel in channels:
+                if in_place and self._native is not None and self._native.takes(channel, x, flat):
+                    together.setdefault(channel, []).append((module, flat))
+                else:
+                    others.append(channel)
+            if others:
+                self._add_one_by_one(module, others, x, flat, bias, in_place=in_place)
+        for channel, layers in together.items():
+            self._add_together(channel, layers, x)
+
+    def _add_together(self, channel: Channel, layers: list[tuple[str, torch.Tensor]], x: torch.Tensor) -> None:
+        assert self._native is not None
+        lane = self._lanes.of(channel.analysis)
+        for layer in list(layers):
+            dense = self._dense_prompts(lane.prompts, *layer, channel, x, BY_NATIVE_KERNELS)
+            if dense:
+                layers.remove(layer)
+                self._native.add(channel, lane, x, [layer], without=dense)
+        if layers:
+            self._native.add(channel, lane, x, layers)
+
+    def _dense_prompts(
+        self,
+        prompts: Sequence[Prompt],
+        module: str,
+        flat: torch.Tensor,
+        channel: Channel,
+        x: torch.Tensor,
+        cost: TokenCost,
+    ) -> list[Prompt]:
+        """Those of `prompts` that go by a dense delta, which is added to `flat`. cost: of the other way."""
+        if channel.core is not CsrCore or not x.is_floating_point():
+            return []
+        dense, (size, inputs) = [], (flat.shape[-1], x.shape[-1])
+        for one in prompts:
+            term = one.outline.modules.get(module, {}).get(channel)
+            if term is None or not self._materialised.may_serve(one.to_come, inputs):
+                continue
+            make = partial(self._as_matrix, term, inputs, size)
+            delta = self._materialised.of(term, (size, inputs), one.to_come, cost, make)
+            if delta is not None:
+                dense.append((one, delta))
+        self._add_dense(dense, x, flat)
+        return [one for one, _ in dense]
+
+    def _add_one_by_one(
+        self,
+        module: str,
+        channels: Sequence[Channel],
+        x: torch.Tensor,
+        flat: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        in_place: bool,
+    ) -> None:
+        found = [self._part(module, channel, x, flat, bias, in_place=in_place) for channel in channels]
         parts = [part for part in found if part is not None]
         if not parts:
-            return y
+            return
         rows = parts[0][0]
         if all(other is rows for other, _ in parts):
             delta = parts[0][1]
@@ -147,12 +175,11 @@ class AdapterStep:
             if flat.dtype is torch.float32:
                 flat.index_add_(0, rows, delta)
             else:
-                flat[rows] = (flat.index_select(0, rows).float() + delta).to(y.dtype)
+                flat[rows] = (flat.index_select(0, rows).float() + delta).to(flat.dtype)
         elif flat.dtype is torch.float32:
             flat += delta
         else:
             flat.copy_(flat.float() + delta)
-        return y
 
     @staticmethod
     def _gather_parts(
@@ -181,15 +208,14 @@ class AdapterStep:
         in_place: bool,
     ) -> tuple[torch.Tensor | None, torch.Tensor] | None:
         """What a channel adds: rows and their delta (n, p) float32; None: it was added to `flat` already."""
-        lane, size = self._lane(channel.analysis), flat.shape[-1]
+        lane, size = self._lanes.of(channel.analysis), flat.shape[-1]
         plan = self._decodes.plan(module, channel) if lane.decodes else RowPlan(self._frames.device)
-        having = [(one, term) for one in lane.prompts if (term := one.outline.modules.get(module, {}).get(channel))]
-        dense = []
-        if in_place:
-            dense = [(one, delta) for one, term in having if (delta := self._dense(one, term, x, size)) is not None]
-        apart = {id(one) for one, _ in dense}
-        prompts = [(one.span, term) for one, term in having if id(one) not in apart]
-        self._add_dense(dense, x, flat)
+        dense = self._dense_prompts(lane.prompts, module, flat, channel, x, BY_TORCH) if in_place else []
+        prompts = [
+            (one.span, term)
+            for one in lane.prompts
+            if one not in dense and (term := one.outline.modules.get(module, {}).get(channel))
+        ]
         if not prompts and plan.empty:
             return None
         frames = [frame for frame in (plan.analysis, *(term.analysis for _, term in prompts)) if frame is not None]
@@ -200,9 +226,6 @@ class AdapterStep:
         u = _assembled(self._pieces(plan, prompts, lane, z), z)
         frames = [frame for frame in (plan.synthesis, *(term.synthesis for _, term in prompts)) if frame is not None]
         synthesis = widest(frames) or channel.synthesis
-        gained = plan.gains is not None or any(term.gain is not None for _, term in prompts)
-        if in_place and not gained and self._frames.add_synthesis(synthesis, u, flat, rows):
-            return None
         delta = self._frames.synthesise(synthesis, u, size)
         if plan.gains is not None:
             delta[: lane.decodes] *= plan.gains
@@ -211,24 +234,15 @@ class AdapterStep:
                 delta[span] *= term.gain
         return rows, delta
 
-    def _dense(self, prompt: Prompt, term: PreparedTerm, x: torch.Tensor, size: int) -> torch.Tensor | None:
-        """The term's delta_W^T (q, p), if that is the cheaper way for what is left of the prompt."""
-        if not x.is_floating_point() or not may_be_dense(term):
-            return None
-        tokens = prompt.packed.stop - prompt.packed.start + prompt.ahead
-        return self._materialised.of(
-            term, (size, x.shape[-1]), tokens, partial(self._as_matrix, term, x.shape[-1], size)
-        )
-
     def _as_matrix(self, term: PreparedTerm, inputs: int, size: int) -> torch.Tensor:
         z = self._frames.analyse(term.analysis, torch.eye(inputs, device=self._frames.device), term.core.shape[1])
-        delta = self._frames.synthesise(term.synthesis, self._applied(term, z), size)
+        delta = self._frames.synthesise(term.synthesis, term.core.apply(z), size)
         return delta if term.gain is None else delta * term.gain
 
     def _add_dense(self, dense: Sequence[tuple[Prompt, torch.Tensor]], x: torch.Tensor, flat: torch.Tensor) -> None:
         inputs = x.reshape(-1, x.shape[-1])
         for prompt, delta in dense:
-            self._paths["materialised"] += prompt.packed.stop - prompt.packed.start
+            self._paths["materialised"] += prompt.tokens
             y = flat[prompt.packed]
             if y.dtype is torch.float32:
                 y.addmm_(inputs[prompt.packed].float(), delta)
@@ -243,39 +257,7 @@ class AdapterStep:
             yield from plan.pieces(z[: lane.decodes])
         for span, term in prompts:
             self._paths["prompt"] += span.stop - span.start
-            yield span, self._applied(term, z[span])
-
-    def _applied(self, term: PreparedTerm, z: torch.Tensor) -> torch.Tensor:
-        native = self._frames.native
-        if native is not None and isinstance(term.core, CsrCore):
-            return apply_core(term.core, z, native)
-        return term.core.apply(z)
-
-    def _lane(self, frame: Frame) -> Lane:
-        lane = self._lanes.get(frame)
-        if lane is None:
-            lane = self._lanes[frame] = self._make_lane(frame)
-        return lane
-
-    def _make_lane(self, frame: Frame) -> Lane:
-        rows = list(self._decodes.lane(frame).rows)
-        decodes, packed = len(rows), self._num_decodes
-        prompts = []
-        for segment, one in self._prompts:
-            if one is not None and frame in one.frames:
-                prompts.append((slice(packed, packed + segment.tokens), one, segment.ahead))
-            packed += segment.tokens
-        # Those that may be materialised, the longest, last: what is left is then a lane's beginning.
-        placed = []
-        for where, one, ahead in sorted(prompts, key=lambda prompt: prompt[0].stop - prompt[0].start + prompt[2]):
-            placed.append(Prompt(slice(len(rows), len(rows) + where.stop - where.start), where, one, ahead))
-            rows += range(where.start, where.stop)
-        # Lanes of equal rows share one tensor: by its identity gathered inputs are found again.
-        key = tuple(rows)
-        if key not in self._rows:
-            everything = len(rows) == packed and key == tuple(range(packed))
-            self._rows[key] = None if everything else torch.tensor(rows, dtype=torch.int64, device=self._frames.device)
-        return Lane(decodes, placed, self._rows[key], len(rows))
+            yield span, term.core.apply(z[span])
 
     def _analyse(
         self,

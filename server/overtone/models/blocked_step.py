@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from overtone.kernels import Frame, FrameBank, FrameKind
-from overtone.models.adapter_step import Segment
+from overtone.models.adapter_step import Output
 from overtone.models.blocks import by_blocks
 from overtone.models.channels import Channel, Outline, Outlines, PreparedTerm
+from overtone.models.lanes import Segment
 
 
 class BlockedStep:
@@ -38,13 +39,21 @@ class BlockedStep:
     def changes(self, module: str) -> bool:
         return any(one.modules.get(module) for one in self._rows)
 
-    def add(self, module: str, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """As `AdapterStep.add`: y, to which in place the deltas of its rows were added."""
-        users = tuple(one for one in self._rows if one.modules.get(module))
-        if not users:
-            return y
+    def reads_output(self, module: str) -> bool:
+        """As `AdapterStep.reads_output`; a neighbour must not decide, so always."""
+        return True
+
+    def add(self, x: torch.Tensor, *outputs: Output) -> None:
+        """As `AdapterStep.add`."""
         if self._input is not x:
             self._input, self._analysed = x, {}
+        for output in outputs:
+            self._add_one(x, *output)
+
+    def _add_one(self, x: torch.Tensor, module: str, y: torch.Tensor, bias: torch.Tensor | None) -> None:
+        users = tuple(one for one in self._rows if one.modules.get(module))
+        if not users:
+            return
         flat = y.view(-1, y.shape[-1])
         total = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
         for channel in sorted({c for one in users for c in one.modules[module]}, key=_order):
@@ -55,7 +64,6 @@ class BlockedStep:
             total.index_add_(0, self._lane(having), delta)
         rows = self._lane(users)
         flat[rows] = (flat.index_select(0, rows).float() + total.index_select(0, rows)).to(y.dtype)
-        return y
 
     def _inputs(
         self,
@@ -143,7 +151,13 @@ def _rows_of(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _order(channel: Channel) -> tuple[object, ...]:
-    return *_frame_order(channel.analysis), channel.core.__name__, *_frame_order(channel.synthesis), channel.layer
+    return (
+        *_frame_order(channel.analysis),
+        channel.core.__name__,
+        *_frame_order(channel.synthesis),
+        channel.gained,
+        channel.layer,
+    )
 
 
 def _frame_order(frame: Frame) -> tuple[object, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -38,22 +38,34 @@ AdapterDeltas = Mapping[str, PreparedDelta]
 """Module name -> delta: what an adapter is to a model."""
 
 
-class Channel(NamedTuple):
-    """layer: an adapter with several such terms on a module has them in different layers, so that no row has two."""
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """gained: whether its terms have a gain; layer: an adapter with several such terms on a module has them in different
+    layers, so that no row has two."""
 
     analysis: Frame
     core: type
     synthesis: Frame
+    gained: bool
     layer: int
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts = self.analysis, self.core, self.synthesis, self.gained, self.layer
+        object.__setattr__(self, "_hash", hash(parts))  # asked for at every layer
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outline:
-    """What of an adapter decides how it is batched."""
+    """What of an adapter decides how it is batched. addresses: see `overtone.models.native_rows`."""
 
     deltas: AdapterDeltas
     frames: frozenset[Frame]
     modules: Mapping[str, Mapping[Channel, PreparedTerm]]
+    addresses: dict[Channel, torch.Tensor] = field(default_factory=dict)
 
 
 def outline(deltas: AdapterDeltas) -> Outline:
@@ -63,10 +75,10 @@ def outline(deltas: AdapterDeltas) -> Outline:
 
 
 def _by_channel(delta: PreparedDelta) -> dict[Channel, PreparedTerm]:
-    seen: Counter[tuple[Frame, type, Frame]] = Counter()
+    seen: Counter[tuple[Frame, type, Frame, bool]] = Counter()
     channels = {}
     for term in delta.terms:
-        kind = (term.analysis, type(term.core), term.synthesis)
+        kind = (term.analysis, type(term.core), term.synthesis, term.gain is not None)
         channels[Channel(*kind, seen[kind])] = term
         seen[kind] += 1
     return channels

@@ -9,7 +9,6 @@ step's adapters change a layer, their part is added between the same operators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from overtone.models.adapted import AdaptedLinear
 from overtone.models.attend import Softmax
 from overtone.models.attention import attend_paged
 from overtone.models.blocks import RowWise
-from overtone.models.packed import PackedLinear
 from overtone.models.paged import PagedBatch
 
 _LAYER_CLASSES = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
@@ -115,7 +113,7 @@ class FusedLayer:
     def _attend(self, h: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], paged: PagedBatch) -> torch.Tensor:
         """(T, hidden) -> (T, heads * D)."""
         tokens, dim, heads = h.shape[0], self._dim, self._heads
-        qkv = _all_of(self._joined, self._qkv, h)
+        qkv = AdaptedLinear.joined(self._qkv, h)
         by_head = qkv.view(tokens, -1, dim)
         if self._native is None:
             self._rotate(by_head, *tables)
@@ -128,7 +126,7 @@ class FusedLayer:
 
     def _gated(self, h: torch.Tensor) -> torch.Tensor:
         """silu(gate h) * up h: (T, intermediate)."""
-        both = _all_of(self._joined_mlp, self._gate_up, h)
+        both = AdaptedLinear.joined(self._gate_up, h)
         if self._native is not None:
             return self._native.silu_times(both)
         gate, up = both.chunk(2, dim=-1)
@@ -152,14 +150,6 @@ class FusedLayer:
             if norm is not None:
                 part.copy_(_rms_norm(part, norm))
         _rotate(by_head[:, :value_from], cos[:, None], signed_sin[:, None])
-
-
-def _all_of(joined: PackedLinear, layers: Sequence[AdaptedLinear], h: torch.Tensor) -> torch.Tensor:
-    """What `layers` answer, adapters included, side by side. h: (T, q)."""
-    y = joined(h)
-    for layer, (start, stop) in zip(layers, joined.bounds, strict=True):
-        layer.add_adapters(h, y[:, start:stop])
-    return y
 
 
 def _rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:

@@ -1,11 +1,24 @@
 """CPU kernels in C for the parts of a step that torch has no fast operator for, compiled where they run."""
 
-from overtone.kernels.native.library import (
+from overtone.kernels.native.library import NativeKernels, native_kernels
+from overtone.kernels.native.records import (
+    NO_CORE,
     DctPlan,
     HeadNorms,
-    NativeKernels,
+    OwnedRows,
     SeenRows,
-    native_kernels,
+    low_rank_address,
+    sparse_address,
 )
 
-__all__ = ["DctPlan", "HeadNorms", "NativeKernels", "SeenRows", "native_kernels"]
+__all__ = [
+    "NO_CORE",
+    "DctPlan",
+    "HeadNorms",
+    "NativeKernels",
+    "OwnedRows",
+    "SeenRows",
+    "low_rank_address",
+    "native_kernels",
+    "sparse_address",
+]

@@ -8,14 +8,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import math
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 
 from overtone.kernels.native import reference
 from overtone.kernels.native.build import NotBuilt, load_library
+from overtone.kernels.native.records import DctPlan, HeadNorms, OwnedRows, SeenRows
 
 log = logging.getLogger(__name__)
 
@@ -26,62 +26,14 @@ _SIGNATURES = {
     "rms_norm": (_INT, _INT, _POINTER, _INT, _POINTER, _FLOAT, _POINTER),
     "silu_times": (_INT, _INT, _POINTER, _POINTER),
     "rotate_and_write": (*[_INT] * 4, _POINTER, _INT, *[_POINTER] * 4, _FLOAT, *[_POINTER] * 2),
-    "dct": (_INT, _INT, _INT, *[_POINTER] * 3, *[_POINTER, _INT] * 2),
-    "inverse_dct": (_INT, _INT, _INT, *[_POINTER] * 3, *[_POINTER, _INT] * 3),
+    "dct": (_INT, _POINTER, *[_POINTER, _INT] * 2),
+    "inverse_dct": (_INT, _POINTER, *[_POINTER, _INT] * 2),
     "sparse_rows": (_INT, _INT, *[_POINTER] * 2, _INT, _POINTER),
+    "add_spectral": (_INT, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _POINTER, _INT, _INT, _POINTER),
+    "add_low_rank": (_INT, _INT, _POINTER, _INT, *[_POINTER] * 2, _INT, _INT, _POINTER),
     "attend_rows": (*[_INT] * 5, _FLOAT, *[_POINTER] * 5, _INT, _INT, _POINTER, _INT, *[_POINTER] * 3),
 }
-_RESULTS = {"dct": ctypes.c_int, "inverse_dct": ctypes.c_int}  # 0 if memory is short
-
-
-@dataclass(frozen=True, slots=True)
-class DctPlan:
-    """The tables of the DCT of one even size N.
-
-    factors: of N / 2, none above `NativeKernels.largest_radix`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: (N, 2),
-    s_k / 2 times cosine and sine of pi k / 2 N, s_0 = sqrt(1 / N), else s_k = sqrt(2 / N).
-    """
-
-    size: int
-    factors: torch.Tensor
-    roots: torch.Tensor
-    phases: torch.Tensor
-
-    @property
-    def arguments(self) -> tuple[int, int, int, int, int]:
-        return (
-            self.size,
-            len(self.factors),
-            self.factors.data_ptr(),
-            self.roots.data_ptr(),
-            self.phases.data_ptr(),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SeenRows:
-    """m tokens that attend one by one.
-
-    tokens: (m,), which of the packed tokens each is; sequences: (m,), its sequence's row of `table`; first, last: (m,), it
-    sees the keys [first, last) of its sequence; table: (sequences, pages), where they are. All int64. parts: of
-    `NativeKernels.part_keys` keys each, the most that [first, last) of one of them touches.
-    """
-
-    tokens: torch.Tensor
-    sequences: torch.Tensor
-    first: torch.Tensor
-    last: torch.Tensor
-    table: torch.Tensor
-    parts: int
-
-
-@dataclass(frozen=True, slots=True)
-class HeadNorms:
-    """RMS norms of each query head and each key head (Qwen3): weights (D,)."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    epsilon: float
+_RESULTS = dict.fromkeys(("dct", "inverse_dct", "add_spectral"), ctypes.c_int)  # 0 if memory is short
 
 
 class NativeKernels:
@@ -167,50 +119,22 @@ class NativeKernels:
 
     def dct_plan(self, size: int) -> DctPlan | None:
         """None if `size` is odd or has a prime factor above `largest_radix`: rare, and torch's FFT does those."""
-        if size % 2:
-            return None
-        factors, rest = [], size // 2
-        for factor in (8, 4, 2, *range(3, self.largest_radix + 1, 2)):
-            while rest % factor == 0:
-                factors.append(factor)
-                rest //= factor
-        if rest > 1:
-            return None
-        k = torch.arange(size, dtype=torch.float64)
-        scale = torch.full_like(k, math.sqrt(2 / size))
-        scale[0] = math.sqrt(1 / size)
-        turn, half = 2 * math.pi * k / size, math.pi * k / (2 * size)
-        roots = torch.stack((turn.cos(), -turn.sin()), dim=1)
-        phases = torch.stack((half.cos(), half.sin()), dim=1) * (scale / 2)[:, None]
-        return DctPlan(size, torch.tensor(factors, dtype=torch.int64), roots.float(), phases.float())
+        return DctPlan.of(size, self.largest_radix)
 
     def dct(self, plan: DctPlan, x: torch.Tensor) -> torch.Tensor:
-        """The orthonormal DCT-II of each row. x: (m, N). Raises MemoryError."""
-        m, n = x.shape
-        z = torch.empty(m, n)
-        if not self._library.dct(m, *plan.arguments, x.data_ptr(), x.stride(0), z.data_ptr(), n):
-            raise MemoryError("no memory for a cosine transform")
-        return z
+        """C x, the orthonormal DCT-II of each row. x: (m, N). Raises MemoryError."""
+        return self._transformed(self._library.dct, plan, x)
 
-    def inverse_dct(
-        self,
-        plan: DctPlan,
-        u: torch.Tensor,
-        y: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        *,
-        add: bool = False,
-    ) -> None:
-        """y[rows[i]] = the inverse DCT of u[i], added to what is there if `add`. Raises MemoryError.
+    def inverse_dct(self, plan: DctPlan, u: torch.Tensor) -> torch.Tensor:
+        """C^T u for each row. u: (m, N). Raises MemoryError."""
+        return self._transformed(self._library.inverse_dct, plan, u)
 
-        u: (m, N); y: (..., N) with rows apart as they are; rows: (m,) int64, all different, None: 0, 1, ...
-        """
-        at = None if rows is None else rows.data_ptr()
-        done = self._library.inverse_dct(
-            len(u), *plan.arguments, u.data_ptr(), u.stride(0), at, add, y.data_ptr(), y.stride(0)
-        )
-        if not done:
+    @staticmethod
+    def _transformed(transform: Callable[..., int], plan: DctPlan, x: torch.Tensor) -> torch.Tensor:
+        y = torch.empty(x.shape)
+        if not transform(len(x), plan.address, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0)):
             raise MemoryError("no memory for a cosine transform")
+        return y
 
     def sparse_rows(self, cores: torch.Tensor, z: torch.Tensor, p: int) -> torch.Tensor:
         """u[t] = K_t z[t]. cores: (m, 4) int64, addresses of K_t's rows and cols (int32) and values, and how many; returns
@@ -218,6 +142,59 @@ class NativeKernels:
         u = torch.empty(len(z), p)
         self._library.sparse_rows(len(z), p, cores.data_ptr(), z.data_ptr(), z.stride(0), u.data_ptr())
         return u
+
+    def in_lanes(self, m: int, q: int) -> torch.Tensor:
+        """Room for what `add_spectral` knows of m rows of q numbers."""
+        return torch.empty(-(-m // self.lanes) * q * self.lanes)
+
+    def add_spectral(
+        self,
+        plan: DctPlan,
+        x: torch.Tensor,
+        z: torch.Tensor,
+        owned: OwnedRows,
+        layers: Sequence[tuple[DctPlan, int, torch.Tensor]],
+        *,
+        known: bool = False,
+    ) -> None:
+        """y[t] += C^T K_t (C x[t]) for each of `owned` and each of `layers`. Raises MemoryError.
+
+        plan: of x's columns; x: (n, q); z: `in_lanes`, where C x is left for other layers on the same rows of the same x,
+        and found if `known`. layers: the plan of its columns, the slot of its cores, (n, p) y, a view of a wider one or not.
+        """
+        targets = [
+            n for other, slot, y in layers for n in (other.address, _slot(owned, slot), y.data_ptr(), y.stride(0))
+        ]
+        done = self._library.add_spectral(
+            len(owned.owners),
+            plan.address,
+            x.data_ptr(),
+            x.stride(0),
+            None if owned.rows is None else owned.rows.data_ptr(),
+            z.data_ptr(),
+            known,
+            owned.owners.data_ptr(),
+            owned.cores.shape[1],
+            len(layers),
+            (_INT * len(targets))(*targets),
+        )
+        if not done:
+            raise MemoryError("no memory for a cosine transform")
+
+    def add_low_rank(self, x: torch.Tensor, owned: OwnedRows, layers: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """y[t] += U_t^T (D_t x[t]) for each of `owned` and each of `layers`: the slot of its cores, (n, p) y. x: (n, q)."""
+        targets = [n for slot, y in layers for n in (y.shape[1], _slot(owned, slot), y.data_ptr(), y.stride(0))]
+        self._library.add_low_rank(
+            len(owned.owners),
+            x.shape[1],
+            x.data_ptr(),
+            x.stride(0),
+            None if owned.rows is None else owned.rows.data_ptr(),
+            owned.owners.data_ptr(),
+            owned.cores.shape[1],
+            len(layers),
+            (_INT * len(targets))(*targets),
+        )
 
     def can_attend(self, cache: torch.Tensor) -> bool:
         """Whether `attend_rows` reads a cache (..., D) like this one."""
@@ -261,6 +238,12 @@ class NativeKernels:
             scratch.data_ptr(),
             out.data_ptr(),
         )
+
+
+def _slot(owned: OwnedRows, slot: int) -> int:
+    """The address of the first adapter's core in a slot."""
+    cores = owned.cores
+    return cores.data_ptr() + slot * cores.stride(1) * cores.element_size()
 
 
 @functools.cache

@@ -1,0 +1,159 @@
+"""The terms of adapters that native kernels add to all rows of a step at once, reading each core where it lies.
+
+    sparse cores between cosine transforms:  y[t] += C^T K_t (C x[t])        low-rank pairs:  y[t] += U_t^T (D_t x[t])
+
+A call serves all layers of one input, decoded tokens and prompts alike. A row's result depends on that row and its adapter
+alone, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from overtone.kernels import DCT, IDENTITY, CsrCore, FrameBank, PreparedLowRank
+from overtone.kernels.native import NO_CORE, NativeKernels, OwnedRows, low_rank_address, sparse_address
+from overtone.models.channels import Channel, Outline, PreparedTerm
+from overtone.models.lanes import Lane, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class CoreTable:
+    """Where the cores of some adapters lie. cores: (adapters, slots, 4) int64, see `OwnedRows`; slots: by module name."""
+
+    adapters: list[Outline]
+    cores: torch.Tensor
+    slots: dict[str, int]
+
+
+class NativeCores:
+    """The tables of the adapters in use, from step to step. What a step does not ask for, the next one no longer has."""
+
+    def __init__(self) -> None:
+        self._slots: dict[Channel, dict[str, int]] = {}
+        self._tables: dict[Channel, CoreTable] = {}
+        self._used: set[Channel] = set()
+
+    def begin_step(self) -> None:
+        self._tables = {channel: table for channel, table in self._tables.items() if channel in self._used}
+        self._used = set()
+
+    def table(self, channel: Channel, adapters: list[Outline]) -> CoreTable:
+        self._used.add(channel)
+        held = self._tables.get(channel)
+        if held is None or held.adapters != adapters:  # outlines are equal to themselves alone
+            held = self._tables[channel] = self._made(channel, adapters)
+        return held
+
+    def _made(self, channel: Channel, adapters: list[Outline]) -> CoreTable:
+        slots = self._slots.setdefault(channel, {})
+        for one in adapters:
+            if channel not in one.addresses:
+                one.addresses[channel] = _addresses(one, channel, slots)
+        cores = torch.zeros(len(adapters), len(slots), 4, dtype=torch.int64)
+        for row, one in zip(cores, adapters, strict=True):
+            known = one.addresses[channel]
+            row[: len(known)] = known
+        return CoreTable(adapters, cores, slots)
+
+
+def _addresses(one: Outline, channel: Channel, slots: dict[str, int]) -> torch.Tensor:
+    """(slots, 4) int64 of the cores of one adapter; gives a slot to each module that has none."""
+    found = {}
+    for name, channels in one.modules.items():
+        if channel in channels:
+            found[slots.setdefault(name, len(slots))] = _address(channels[channel])
+    return torch.tensor([found.get(slot, NO_CORE) for slot in range(len(slots))], dtype=torch.int64).view(-1, 4)
+
+
+def _address(term: PreparedTerm) -> tuple[int, int, int, int]:
+    core = term.core
+    if isinstance(core, CsrCore):
+        return sparse_address(core.rows, core.cols, core.values)
+    assert isinstance(core, PreparedLowRank)
+    return low_rank_address(core.down, core.up)
+
+
+class NativeRows:
+    """What one step adds by native kernels.
+
+    paths: counts rows times modules, decoded ones by the kind of their core, prompts' as "prompt".
+    """
+
+    def __init__(self, native: NativeKernels, frames: FrameBank, kept: NativeCores, paths: Counter[str]) -> None:
+        self._native, self._frames, self._kept, self._paths = native, frames, kept, paths
+        kept.begin_step()
+        self._users: dict[Channel, Users] = {}
+        self._input: torch.Tensor | None = None
+        self._analysed = torch.empty(0)
+
+    def takes(self, channel: Channel, x: torch.Tensor, y: torch.Tensor) -> bool:
+        """Whether there is a kernel for the terms of a channel. x: what its layer reads; y: (T, p) what it says."""
+        if channel.gained or x.dtype is not torch.float32 or y.dtype is not torch.float32:
+            return False
+        if channel.core is CsrCore:
+            transformed = channel.analysis == channel.synthesis == DCT
+            return transformed and all(self._frames.dct_plan(size) is not None for size in (x.shape[-1], y.shape[-1]))
+        return channel.core is PreparedLowRank and channel.analysis == channel.synthesis == IDENTITY
+
+    def add(
+        self,
+        channel: Channel,
+        lane: Lane,
+        x: torch.Tensor,
+        layers: Sequence[tuple[str, torch.Tensor]],
+        without: Sequence[Prompt] = (),
+    ) -> None:
+        """Adds the channel's terms to `layers`, all of which read x: module and (T, p) y. without: prompts that stay as they
+        are."""
+        users = self._users.get(channel)
+        if users is None:
+            users = self._users[channel] = Users.of(self._kept.table(channel, lane.adapters), lane)
+        slots = users.table.slots
+        targets = [(slots[name], y) for name, y in layers if name in slots]
+        sparse = channel.core is CsrCore
+        self._paths["sparse" if sparse else "low_rank"] += sum(users.decodes[slot] for slot, _ in targets)
+        self._paths["prompt"] += sum(users.prompts[slot] - sum(one.tokens for one in without) for slot, _ in targets)
+        owned = OwnedRows(lane.rows, _without(lane.owners, without), users.table.cores)
+        rows = x.reshape(-1, x.shape[-1])
+        if sparse:
+            self._add_sparse(x, rows, owned, targets)
+        else:
+            self._native.add_low_rank(rows, owned, targets)
+
+    def _add_sparse(
+        self, x: torch.Tensor, rows: torch.Tensor, owned: OwnedRows, targets: Sequence[tuple[int, torch.Tensor]]
+    ) -> None:
+        plans = [self._frames.dct_plan(size) for size in (rows.shape[1], *(y.shape[-1] for _, y in targets))]
+        of_x, *of_y = [plan for plan in plans if plan is not None]
+        known = self._input is x
+        if not known:
+            self._input, self._analysed = x, self._native.in_lanes(len(owned.owners), rows.shape[1])
+        layers = [(plan, slot, y) for plan, (slot, y) in zip(of_y, targets, strict=True)]
+        self._native.add_spectral(of_x, rows, self._analysed, owned, layers, known=known)
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """A lane's adapters, and by slot how many decoded rows and rows of prompts have a core there."""
+
+    table: CoreTable
+    decodes: list[int]
+    prompts: list[int]
+
+    @staticmethod
+    def of(table: CoreTable, lane: Lane) -> Users:
+        has = (table.cores[:, :, 0] != 0)[lane.owners]
+        return Users(table, has[: lane.decodes].sum(0).tolist(), has[lane.decodes :].sum(0).tolist())
+
+
+def _without(owners: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+    if not prompts:
+        return owners
+    rest = owners.clone()
+    for one in prompts:
+        rest[one.span] = -1
+    return rest
