@@ -9,7 +9,7 @@ only for the tokens of those that use it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 
 from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind
 from overtone.kernels.native import NativeKernels
-from overtone.models.channels import Channel, Outline, Outlines, PreparedTerm
+from overtone.models.channels import Channel, Outlines, PreparedTerm, channels_by_module
 from overtone.models.decode_batch import DecodeBatch
 from overtone.models.lanes import Lane, Lanes, Prompt, Segment
 from overtone.models.materialised import BY_NATIVE_KERNELS, BY_TORCH, Materialised, TokenCost
@@ -72,9 +72,10 @@ class AdapterStep:
             self._native = NativeRows(frames.native, frames, kept.native_cores, kept.paths)
         self._materialised = kept.materialised
         self._materialised.begin_step()
-        self._modules: Mapping[str, Mapping[Channel, int]] = self._decodes.modules
-        if any(one is not None for _, one in prompts):
-            self._modules = _with_prompts(self._modules, prompts)
+        prompted = [one for _, one in prompts if one is not None]
+        self._modules = self._decodes.modules
+        if prompted:
+            self._modules = channels_by_module([*self._decodes.adapters, *prompted])
         self._input: torch.Tensor | None = None
         self._gathered: dict[int, torch.Tensor] = {}
         self._analysed: dict[Frame, torch.Tensor] = {}
@@ -139,8 +140,10 @@ class AdapterStep:
             return []
         dense, (size, inputs) = [], (flat.shape[-1], x.shape[-1])
         for one in prompts:
+            if not self._materialised.may_serve(one.to_come, inputs):
+                continue
             term = one.outline.modules.get(module, {}).get(channel)
-            if term is None or not self._materialised.may_serve(one.to_come, inputs):
+            if term is None:
                 continue
             make = partial(self._as_matrix, term, inputs, size)
             delta = self._materialised.of(term, (size, inputs), one.to_come, cost, make)
@@ -288,17 +291,6 @@ class AdapterStep:
                 found = found.index_select(0, lane.rows)
             self._gathered[key] = found
         return found
-
-
-def _with_prompts(
-    modules: Mapping[str, Mapping[Channel, int]], prompts: Sequence[tuple[Segment, Outline | None]]
-) -> dict[str, dict[Channel, int]]:
-    """`modules` with the channels that the prompts' adapters need."""
-    merged = {name: dict(channels) for name, channels in modules.items()}
-    for one in dict.fromkeys(one for _, one in prompts if one is not None):
-        for name, channels in one.modules.items():
-            merged.setdefault(name, {}).update(dict.fromkeys(channels, 1))
-    return merged
 
 
 def _assembled(pieces: Iterator[Piece], z: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,7 @@ class BlockedStep:
                 yield by_blocks(lambda part, own=own, rank=rank: self._frames.analyse(own, part, rank), z)
             return
         if frame not in self._analysed:
-            users = tuple(one for one in self._rows if frame in one.frames)
+            users = tuple(one for one in self._rows if frame in one.layout.frames)
             rows = _rows_of(x, self._lane(users))
             z = (
                 rows

@@ -6,10 +6,10 @@ all rows that have such a term.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -38,7 +38,7 @@ AdapterDeltas = Mapping[str, PreparedDelta]
 """Module name -> delta: what an adapter is to a model."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Channel:
     """gained: whether its terms have a gain; layer: an adapter with several such terms on a module has them in different
     layers, so that no row has two."""
@@ -58,30 +58,34 @@ class Channel:
         return self._hash
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Layout:
+    """The channels that an adapter has at each module: one object for all adapters in use that agree in them."""
+
+    modules: Mapping[str, tuple[Channel, ...]]
+    frames: frozenset[Frame]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Outline:
     """What of an adapter decides how it is batched. addresses: see `overtone.models.native_rows`."""
 
     deltas: AdapterDeltas
-    frames: frozenset[Frame]
+    layout: Layout
     modules: Mapping[str, Mapping[Channel, PreparedTerm]]
     addresses: dict[Channel, torch.Tensor] = field(default_factory=dict)
 
 
-def outline(deltas: AdapterDeltas) -> Outline:
-    modules = {name: _by_channel(delta) for name, delta in deltas.items()}
-    frames = frozenset(channel.analysis for channels in modules.values() for channel in channels)
-    return Outline(deltas, frames, modules)
-
-
-def _by_channel(delta: PreparedDelta) -> dict[Channel, PreparedTerm]:
-    seen: Counter[tuple[Frame, type, Frame, bool]] = Counter()
-    channels = {}
-    for term in delta.terms:
-        kind = (term.analysis, type(term.core), term.synthesis, term.gain is not None)
-        channels[Channel(*kind, seen[kind])] = term
-        seen[kind] += 1
-    return channels
+def channels_by_module(outlines: Iterable[Outline]) -> Mapping[str, Collection[Channel]]:
+    """Of all `outlines` together."""
+    layouts = dict.fromkeys(one.layout for one in outlines)
+    if len(layouts) == 1:
+        return next(iter(layouts)).modules
+    merged: dict[str, dict[Channel, None]] = {}
+    for layout in layouts:
+        for name, channels in layout.modules.items():
+            merged.setdefault(name, {}).update(dict.fromkeys(channels))
+    return merged
 
 
 class Outlines:
@@ -89,9 +93,41 @@ class Outlines:
 
     def __init__(self) -> None:
         self._known: dict[int, Outline] = {}
+        # Of what is equal one object, found at once by its identity, as long as some outline has it.
+        self._channels: WeakValueDictionary[_Kind, Channel] = WeakValueDictionary()
+        self._layouts: WeakValueDictionary[tuple[object, ...], Layout] = WeakValueDictionary()
 
     def of(self, adapters: Sequence[AdapterDeltas | None]) -> list[Outline | None]:
         # By identity, the references held in the outlines: a recycled id() cannot bring back those of another adapter.
         known = self._known
-        self._known = {id(a): known.get(id(a)) or outline(a) for a in adapters if a is not None}
+        self._known = {id(a): known.get(id(a)) or self._outline(a) for a in adapters if a is not None}
         return [None if a is None else self._known[id(a)] for a in adapters]
+
+    def _outline(self, deltas: AdapterDeltas) -> Outline:
+        modules = {name: self._by_channel(delta) for name, delta in deltas.items()}
+        each = {name: tuple(channels) for name, channels in modules.items()}
+        key = tuple(each.items())
+        layout = self._layouts.get(key)
+        if layout is None:
+            frames = frozenset(channel.analysis for channels in each.values() for channel in channels)
+            layout = self._layouts[key] = Layout(each, frames)
+        return Outline(deltas, layout, modules)
+
+    def _by_channel(self, delta: PreparedDelta) -> dict[Channel, PreparedTerm]:
+        found: dict[Channel, PreparedTerm] = {}
+        for term in delta.terms:
+            layer = 0
+            while (channel := self._channel(term, layer)) in found:
+                layer += 1
+            found[channel] = term
+        return found
+
+    def _channel(self, term: PreparedTerm, layer: int) -> Channel:
+        kind = term.analysis, type(term.core), term.synthesis, term.gain is not None, layer
+        channel = self._channels.get(kind)
+        if channel is None:
+            channel = self._channels[kind] = Channel(*kind)
+        return channel
+
+
+_Kind: TypeAlias = tuple[Frame, type, Frame, bool, int]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from overtone.kernels import Frame
 from overtone.kernels.native import NativeKernels
-from overtone.models.channels import Channel, Outline
+from overtone.models.channels import Channel, Outline, channels_by_module
 from overtone.models.row_plan import STACK_BYTES, RowPlan
 
 
@@ -67,7 +66,7 @@ class DecodeBatch:
     def __init__(self, device: torch.device, native: NativeKernels | None = None) -> None:
         self._device, self._native = device, native
         self._outlines: list[Outline | None] = []
-        self.modules: dict[str, Counter[Channel]] = {}
+        self.modules: Mapping[str, Collection[Channel]] = {}
         self._lanes: dict[Frame, LaneRows] = {}
         self._plans: dict[tuple[str, Channel], RowPlan] = {}
 
@@ -75,20 +74,21 @@ class DecodeBatch:
         """From now on row t has outlines[t]; None: the base model."""
         if len(outlines) == len(self._outlines) and all(a is b for a, b in zip(outlines, self._outlines, strict=True)):
             return
-        before, after = (dict.fromkeys(one for one in rows if one is not None) for rows in (self._outlines, outlines))
         self._outlines = list(outlines)
-        for one in after:
-            if one not in before:
-                self._count(one, 1)
-        for one in before:
-            if one not in after:
-                self._count(one, -1)
-        frames = {frame for one in after for frame in one.frames}
+        self.modules = channels_by_module(self.adapters)
+        frames = {frame for one in self.adapters for frame in one.layout.frames}
         self._lanes = {frame: self._lanes.get(frame) or LaneRows() for frame in frames}
         for frame, lane in self._lanes.items():
-            lane.update({row: one for row, one in enumerate(outlines) if one is not None and frame in one.frames})
+            lane.update(
+                {row: one for row, one in enumerate(outlines) if one is not None and frame in one.layout.frames}
+            )
         # Nothing of an adapter that left is kept.
         self._plans = {key: plan for key, plan in self._plans.items() if key[1] in self.modules.get(key[0], ())}
+
+    @property
+    def adapters(self) -> list[Outline]:
+        """All different."""
+        return list(dict.fromkeys(one for one in self._outlines if one is not None))
 
     def lane(self, frame: Frame) -> LaneRows:
         return self._lanes.get(frame) or LaneRows()
@@ -106,14 +106,3 @@ class DecodeBatch:
             plan.update(terms, max(0, STACK_BYTES - others))
             plan.version = lane.version
         return plan
-
-    def _count(self, one: Outline, change: int) -> None:
-        """Keeps `modules`: how many adapters need each channel."""
-        for name, channels in one.modules.items():
-            counts = self.modules.setdefault(name, Counter())
-            for channel in channels:
-                counts[channel] += change
-                if not counts[channel]:
-                    del counts[channel]
-            if not counts:
-                del self.modules[name]

@@ -110,7 +110,7 @@ class Lanes:
         """The prompts whose adapter uses `frame`: their packed tokens, and how many follow later."""
         start = self._decoding
         for segment, one in self._prompts:
-            if one is not None and frame in one.frames:
+            if one is not None and frame in one.layout.frames:
                 yield slice(start, start + segment.tokens), one, segment.ahead
             start += segment.tokens
 
