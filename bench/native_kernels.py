@@ -19,9 +19,17 @@ import click
 import torch
 from bench.hot_load import conditions
 
-from overtone.kernels import SparseRows, SparseTable, compress, sparse_core
+from overtone.kernels import CsrCore, PreparedLowRank, SparseRows, StackedRows, compress, sparse_core
 from overtone.kernels.dct import DctFrame, NativeDctFrame
-from overtone.kernels.native import NativeKernels, SeenRows, build, native_kernels
+from overtone.kernels.native import (
+    NativeKernels,
+    OwnedRows,
+    SeenRows,
+    build,
+    low_rank_address,
+    native_kernels,
+    sparse_address,
+)
 from overtone.models.attend import Softmax, attend
 
 CPU = torch.device("cpu")
@@ -90,8 +98,9 @@ def cases(native: NativeKernels) -> Iterator[tuple[str, str, int, Pair]]:
         for size in (192, 576, 1536):
             yield "DCT and back", f"{size}", tokens, transforms(native, size, tokens)
     for tokens in (1, 16, 64):
-        for p, q in ((576, 576), (1536, 576)):
-            yield "sparse cores", f"{p} x {q}, n = 1000", tokens, sparse(native, p, q, tokens)
+        for p, q in ((576, 576), (1536, 576), (576, 1536)):
+            yield "sparse spectra", f"{p} x {q}, n = 1000", tokens, spectra(native, p, q, tokens)
+            yield "low rank", f"{p} x {q}, r = 8", tokens, pairs(native, p, q, tokens)
 
 
 def products(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:
@@ -131,19 +140,43 @@ def transforms(native: NativeKernels, size: int, tokens: int) -> Pair:
     return lambda: ours.synthesise(ours.analyse(x)), lambda: theirs.synthesise(theirs.analyse(x))
 
 
-def sparse(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:
-    def core() -> object:
-        flat = torch.randperm(p * q)[:1000]
-        return compress(sparse_core(flat // q, flat % q, torch.randn(1000), (p, q)))
+def spectra(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:
+    """A core for each token, between transforms; torch's way is one block-diagonal product."""
 
-    ours, theirs = [], []
-    for _ in range(LAYERS):
-        cores = [core() for _ in range(tokens)]
-        for kept, table in ((ours, SparseTable((p, q), native)), (theirs, SparseRows((p, q), CPU))):
-            table.update(cores)  # type: ignore[arg-type]
-            kept.append(table)
-    z = torch.randn(tokens, q)
-    return lambda: [each.apply(z) for each in ours], lambda: [each.apply(z) for each in theirs]
+    def core() -> CsrCore:
+        places = torch.randperm(p * q)[:1000].sort().values
+        return compress(sparse_core(places // q, places % q, torch.randn(1000), (p, q)))
+
+    cores = [[core() for _ in range(tokens)] for _ in range(LAYERS)]
+    of_p, of_q = native.dct_plan(p), native.dct_plan(q)
+    assert of_p is not None
+    assert of_q is not None
+    owned = [_owned([sparse_address(one.rows, one.cols, one.values) for one in each]) for each in cores]
+    x, y, z = torch.randn(tokens, q), torch.zeros(tokens, p), torch.empty(native.room_in_lanes(tokens, q))
+    before, after, rows = DctFrame(q), DctFrame(p), [SparseRows((p, q), CPU) for _ in range(LAYERS)]
+    for one, each in zip(rows, cores, strict=True):
+        one.update(each)
+    return (
+        lambda: [native.add_spectral(of_q, x, z, each, [(of_p, 0, y)]) for each in owned],
+        lambda: [y.add_(after.synthesise(each.apply(before.analyse(x)))) for each in rows],
+    )
+
+
+def pairs(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:
+    """A pair for each token; torch's way is two batched products of copies."""
+    cores = [[PreparedLowRank(torch.randn(8, q), torch.randn(8, p)) for _ in range(tokens)] for _ in range(LAYERS)]
+    owned = [_owned([low_rank_address(one.down, one.up) for one in each]) for each in cores]
+    x, y, rows = torch.randn(tokens, q), torch.zeros(tokens, p), [StackedRows() for _ in range(LAYERS)]
+    for one, each in zip(rows, cores, strict=True):
+        one.update(each)
+    return (
+        lambda: [native.add_low_rank(x, each, [(0, y)]) for each in owned],
+        lambda: [y.add_(each.apply(x)) for each in rows],
+    )
+
+
+def _owned(addresses: list[tuple[int, int, int, int]]) -> OwnedRows:
+    return OwnedRows(None, torch.arange(len(addresses)), torch.tensor(addresses)[:, None])
 
 
 def plot(rows: list[dict[str, object]], path: Path) -> None:

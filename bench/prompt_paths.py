@@ -86,7 +86,7 @@ def _implicit(core: CsrCore, bank: FrameBank, x: torch.Tensor, y: torch.Tensor) 
         return lambda: y.add_(bank.synthesise(DCT, core.apply(bank.analyse(DCT, x, q)), p))
     address = torch.tensor([[sparse_address(core.rows, core.cols, core.values)]])
     owned = OwnedRows(None, torch.zeros(len(x), dtype=torch.int64), address)
-    z = native.in_lanes(len(x), q)
+    z = torch.empty(native.room_in_lanes(len(x), q))
     return lambda: native.add_spectral(of_q, x, z, owned, [(of_p, 0, y)])
 
 

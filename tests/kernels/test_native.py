@@ -309,7 +309,7 @@ def _adder(
     assert of_q is not None
 
     def add(x: torch.Tensor, owned: OwnedRows, layers: list[tuple[int, torch.Tensor]]) -> None:
-        z = native.in_lanes(len(owned.owners), shape[1])
+        z = torch.empty(native.room_in_lanes(len(owned.owners), shape[1]))
         native.add_spectral(of_q, x, z, owned, [(of_p, *layers[0])])
         native.add_spectral(
             of_q, torch.full_like(x, torch.nan), z, owned, [(of_p, *one) for one in layers[1:]], known=True

@@ -33,9 +33,16 @@ class NativeCores:
     """The tables of the adapters in use, from step to step. What a step does not ask for, the next one no longer has."""
 
     def __init__(self) -> None:
+        self._room = torch.empty(0)
         self._slots: dict[Channel, dict[str, int]] = {}
         self._tables: dict[Channel, CoreTable] = {}
         self._used: set[Channel] = set()
+
+    def room(self, numbers: int) -> torch.Tensor:
+        """At least so many float32 numbers to work in until it is called again: the system would zero fresh memory first."""
+        if self._room.numel() < numbers:
+            self._room = torch.empty(numbers)
+        return self._room
 
     def begin_step(self) -> None:
         self._tables = {channel: table for channel, table in self._tables.items() if channel in self._used}
@@ -131,7 +138,8 @@ class NativeRows:
         of_x, *of_y = [plan for plan in plans if plan is not None]
         known = self._input is x
         if not known:
-            self._input, self._analysed = x, self._native.in_lanes(len(owned.owners), rows.shape[1])
+            self._input = x
+            self._analysed = self._kept.room(self._native.room_in_lanes(len(owned.owners), rows.shape[1]))
         layers = [(plan, slot, y) for plan, (slot, y) in zip(of_y, targets, strict=True)]
         self._native.add_spectral(of_x, rows, self._analysed, owned, layers, known=known)
 

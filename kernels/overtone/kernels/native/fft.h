@@ -3,21 +3,9 @@
    Each number of the textbook is a vector here, one signal a lane: lanes never meet, so a signal's result does not depend on its
    neighbours. Stockham's algorithm, decimating in frequency: no reordering at its end. */
 #pragma once
-#include "vector.h"
+#include "lanes.h"
 
 #define LARGEST_RADIX 31
-#define UNROLLED 8 /* what is smaller is written out, all numbers of a butterfly in registers */
-
-typedef struct { vec re, im; } cvec;
-
-/* n: size of the cosine transform, even; factors: of n / 2, `count` of them, each 2, 4, 8 or odd and at most LARGEST_RADIX;
-   roots: (n, 2), exp(-2 pi i k / n); phases: (n, 2), s_k / 2 times cos and sin of pi k / 2 n, s_0 = sqrt(1 / n), else
-   s_k = sqrt(2 / n). */
-typedef struct {
-  int64_t n, count;
-  const int64_t *factors;
-  const float *roots, *phases;
-} Plan;
 
 INLINE cvec add(cvec a, cvec b) { return (cvec){a.re + b.re, a.im + b.im}; }
 INLINE cvec subtract(cvec a, cvec b) { return (cvec){a.re - b.re, a.im - b.im}; }

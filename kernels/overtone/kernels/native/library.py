@@ -143,9 +143,9 @@ class NativeKernels:
         self._library.sparse_rows(len(z), p, cores.data_ptr(), z.data_ptr(), z.stride(0), u.data_ptr())
         return u
 
-    def in_lanes(self, m: int, q: int) -> torch.Tensor:
-        """Room for what `add_spectral` knows of m rows of q numbers."""
-        return torch.empty(-(-m // self.lanes) * q * self.lanes)
+    def room_in_lanes(self, m: int, q: int) -> int:
+        """Numbers that `add_spectral` keeps of m rows of q."""
+        return -(-m // self.lanes) * q * self.lanes
 
     def add_spectral(
         self,
@@ -159,8 +159,9 @@ class NativeKernels:
     ) -> None:
         """y[t] += C^T K_t (C x[t]) for each of `owned` and each of `layers`. Raises MemoryError.
 
-        plan: of x's columns; x: (n, q); z: `in_lanes`, where C x is left for other layers on the same rows of the same x,
-        and found if `known`. layers: the plan of its columns, the slot of its cores, (n, p) y, a view of a wider one or not.
+        plan: of x's columns; x: (n, q); z: at least `room_in_lanes` numbers, where C x is left for other layers on the same
+        rows of the same x, and found if `known`. layers: the plan of its columns, the slot of its cores, (n, p) y, a view
+        of a wider one or not.
         """
         targets = [
             n for other, slot, y in layers for n in (other.address, _slot(owned, slot), y.data_ptr(), y.stride(0))
