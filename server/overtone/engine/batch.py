@@ -59,5 +59,5 @@ def place_tokens(
         start += chunk.length
     if canonical:
         prompts = [len(chunk.sequence.request.prompt_ids) for chunk in plan.chunks]
-        return CanonicalBatch(cache, page_tokens, spans, windows, prompts)
+        return CanonicalBatch(cache, page_tokens, spans, windows, prompts, native)
     return PagedBatch(cache, page_tokens, spans, windows, native)

@@ -98,9 +98,8 @@ class ModelRunner:
     def _adapter_step(
         self, decodes: list[Segment], prefills: list[Segment], kept: AdapterRows
     ) -> AdapterStep | BlockedStep:
-        if self._base.deterministic:
-            return BlockedStep(decodes + prefills, self._base.frames, kept.outlines)
-        return AdapterStep(decodes, prefills, self._base.frames, kept)
+        form = BlockedStep if self._base.deterministic else AdapterStep
+        return form(decodes, prefills, self._base.frames, kept)
 
 
 def _ahead(chunk: Chunk) -> int:

@@ -1,7 +1,8 @@
 """One forward pass's view of the adapters in which no row depends on another to its last bit (`overtone.models.blocks`).
 
-Frames are applied to blocks of all rows that use them; cores one after another, each to blocks of its own rows, in one form
-for decoded and prompt tokens. A row with several channels adds them in an order that the channels alone decide.
+What native kernels add they add to all rows at once: no row of theirs depends on others anyway. Other frames are applied to
+blocks of all rows that use them; cores one after another, each to blocks of its own rows, in one form for decoded and prompt
+tokens. A row with several channels adds them in an order that the channels alone decide.
 """
 
 from __future__ import annotations
@@ -11,26 +12,35 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from overtone.kernels import Frame, FrameBank, FrameKind
-from overtone.models.adapter_step import Output
+from overtone.models.adapter_step import AdapterRows, Output
 from overtone.models.blocks import by_blocks
-from overtone.models.channels import Channel, Outline, Outlines, PreparedTerm
-from overtone.models.lanes import Segment
+from overtone.models.channels import Channel, Outline, PreparedTerm
+from overtone.models.lanes import Lane, Segment
+from overtone.models.native_rows import NativeRows
 
 
 class BlockedStep:
-    """What `AdapterStep` is, for any segments in the order of the packed tokens."""
+    """What `AdapterStep` is."""
 
-    def __init__(self, segments: Sequence[Segment], frames: FrameBank, outlines: Outlines) -> None:
-        self._frames = frames
+    def __init__(
+        self, decodes: Sequence[Segment], prefills: Sequence[Segment], frames: FrameBank, kept: AdapterRows
+    ) -> None:
+        self._frames, self._paths, self._decoding = frames, kept.paths, len(decodes)
+        segments = [*decodes, *prefills]
+        self._native = None
+        if frames.native is not None:
+            self._native = NativeRows(frames.native, frames, kept.native_cores, kept.paths)
         self._rows: dict[Outline, list[int]] = {}
         start = 0
-        for segment, one in zip(segments, outlines.of([segment.deltas for segment in segments]), strict=True):
+        outlines = kept.outlines.of([segment.deltas for segment in segments])
+        for segment, one in zip(segments, outlines, strict=True):
             if one is not None:
                 self._rows.setdefault(one, []).extend(range(start, start + segment.tokens))
             start += segment.tokens
         self._input: torch.Tensor | None = None
         self._analysed: dict[Frame, tuple[torch.Tensor, dict[Outline, slice]]] = {}
         self._lanes: dict[tuple[Outline, ...], torch.Tensor] = {}
+        self._native_lanes: dict[Frame, Lane] = {}
 
     @property
     def empty(self) -> bool:
@@ -47,23 +57,45 @@ class BlockedStep:
         """As `AdapterStep.add`."""
         if self._input is not x:
             self._input, self._analysed = x, {}
-        for output in outputs:
-            self._add_one(x, *output)
+        native: dict[Channel, list[tuple[str, torch.Tensor]]] = {}
+        for module, y, bias in outputs:
+            flat = y.view(-1, y.shape[-1])
+            channels = {channel for one in self._rows for channel in one.modules.get(module, ())}
+            taken = {c for c in channels if self._native is not None and self._native.takes(c, x, flat)}
+            for channel in taken:
+                native.setdefault(channel, []).append((module, flat))
+            self._add_by_blocks(x, module, channels - taken, flat, bias)
+        for channel in sorted(native, key=_order):  # after what may read y
+            assert self._native is not None
+            self._native.add(channel, self._native_lane(channel.analysis), x, native[channel])
 
-    def _add_one(self, x: torch.Tensor, module: str, y: torch.Tensor, bias: torch.Tensor | None) -> None:
-        users = tuple(one for one in self._rows if one.modules.get(module))
+    def _native_lane(self, frame: Frame) -> Lane:
+        lane = self._native_lanes.get(frame)
+        if lane is None:
+            users = [one for one in self._rows if frame in one.layout.frames]
+            placed = sorted((row, place) for place, one in enumerate(users) for row in self._rows[one])
+            rows, owners = torch.tensor(placed, dtype=torch.int64).view(-1, 2).unbind(1)
+            decodes = sum(row < self._decoding for row, _ in placed)
+            lane = Lane(decodes, (), rows.contiguous(), len(placed), users, owners.contiguous())
+            self._native_lanes[frame] = lane
+        return lane
+
+    def _add_by_blocks(
+        self, x: torch.Tensor, module: str, channels: set[Channel], flat: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
+        users = tuple(one for one in self._rows if not channels.isdisjoint(one.modules.get(module, ())))
         if not users:
             return
-        flat = y.view(-1, y.shape[-1])
         total = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
-        for channel in sorted({c for one in users for c in one.modules[module]}, key=_order):
-            having = tuple(one for one in users if channel in one.modules[module])
+        for channel in sorted(channels, key=_order):
+            having = tuple(one for one in users if channel in one.modules.get(module, ()))
+            self._paths["shared"] += sum(len(self._rows[one]) for one in having)
             terms = [one.modules[module][channel] for one in having]
             inputs = self._inputs(channel, having, terms, x, flat, bias)
             delta = self._synthesised(channel, having, terms, inputs, flat.shape[1])
             total.index_add_(0, self._lane(having), delta)
         rows = self._lane(users)
-        flat[rows] = (flat.index_select(0, rows).float() + total.index_select(0, rows)).to(y.dtype)
+        flat[rows] = (flat.index_select(0, rows).float() + total.index_select(0, rows)).to(flat.dtype)
 
     def _inputs(
         self,

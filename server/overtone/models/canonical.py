@@ -2,7 +2,8 @@
 
 Prompt tokens attend in blocks [64 k, 64 k + 64) of their sequence, each in its own place of the block whether or not the
 others are in the step; a generated token attends alone, also where it is computed anew in a chunk after a preemption. Keys
-are padded to a number of pages that the block's end, or the token's position, decides.
+are padded to a number of pages that the block's end, or the token's position, decides. Native kernels compute a generated
+token as it is: there no row's result depends on others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from overtone.kernels.native import NativeKernels
 from overtone.models.attend import Softmax, attend
 from overtone.models.blocks import ROWS
 from overtone.models.paged import Group, PagedBatch, Span
@@ -33,7 +35,7 @@ class _Piece:
 
 
 class CanonicalBatch(PagedBatch):
-    """A `PagedBatch` whose groups are of canonical shape.
+    """A `PagedBatch` whose groups are of canonical shape, and whose single tokens are the generated ones.
 
     prompts: how many tokens of each span's sequence are its prompt.
     """
@@ -45,22 +47,27 @@ class CanonicalBatch(PagedBatch):
         spans: Sequence[Span],
         windows: Sequence[int | None],
         prompts: Sequence[int],
+        native: NativeKernels | None = None,
     ) -> None:
-        super().__init__(cache, page_tokens, spans, windows)
+        super().__init__(cache, page_tokens, spans, windows, native)
         self._pieces = [p for span, prompt in zip(spans, prompts, strict=True) for p in _pieces(span, prompt)]
         # Fewer pages than that, and a sequence's keys would not begin at a multiple of 64 bytes.
         self._unit = ROWS // math.gcd(ROWS, page_tokens)
 
     def groups(self, layer: int, *, singles: bool = True) -> list[Group]:
         window = self._windows[layer]
-        if (window, True) not in self._groups:
+        if (window, singles) not in self._groups:
             buckets: dict[tuple[int, int], list[_Piece]] = {}
             for piece in self._pieces:
-                buckets.setdefault((piece.width, self._pages(piece, window)), []).append(piece)
-            self._groups[window, True] = [
+                if singles or piece.width > 1:
+                    buckets.setdefault((piece.width, self._pages(piece, window)), []).append(piece)
+            self._groups[window, singles] = [
                 self._canonical_group(pieces, width, pages, window) for (width, pages), pieces in buckets.items()
             ]
-        return self._groups[window, True]
+        return self._groups[window, singles]
+
+    def _singles(self) -> list[tuple[Span, int]]:
+        return [(piece.span, piece.start) for piece in self._pieces if piece.width == 1]
 
     def _first(self, piece: _Piece, window: int | None) -> int:
         """The first page that a query of the block may see."""

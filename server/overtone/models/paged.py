@@ -90,24 +90,30 @@ class PagedBatch:
         return self._groups[key]
 
     def single_rows(self, layer: int) -> SeenRows | None:
-        """The spans of one token, for the native kernels, None if there are none; once a step for layers of one window."""
+        """The tokens that attend one by one, for the native kernels, None if there are none; once a step for layers of one
+        window."""
         window = self._windows[layer]
         if window not in self._rows:
-            spans = [span for span in self._spans if span.tokens == 1]
-            self._rows[window] = self._seen(spans, window) if spans else None
+            singles = self._singles()
+            self._rows[window] = self._seen(singles, window) if singles else None
         return self._rows[window]
 
-    def _seen(self, spans: Sequence[Span], window: int | None) -> SeenRows:
+    def _singles(self) -> list[tuple[Span, int]]:
+        """The tokens that attend one by one, by their position."""
+        return [(span, span.past) for span in self._spans if span.tokens == 1]
+
+    def _seen(self, singles: Sequence[tuple[Span, int]], window: int | None) -> SeenRows:
         assert self.native is not None
         size = self.native.part_keys
-        first = [0 if window is None else max(0, span.end - window) for span in spans]
-        last = [span.end for span in spans]
-        table = _padded([span.pages[: -(-span.end // self.page_tokens)] for span in spans])
+        first = [0 if window is None else max(0, position + 1 - window) for _, position in singles]
+        last = [position + 1 for _, position in singles]
+        table = _padded([span.pages[: position // self.page_tokens + 1] for span, position in singles])
+        packed = [span.start + position - span.past for span, position in singles]
         tokens, seen_from, seen_to, pages = (
-            torch.tensor(one, dtype=torch.int64) for one in ([span.start for span in spans], first, last, table)
+            torch.tensor(one, dtype=torch.int64) for one in (packed, first, last, table)
         )
         parts = max((stop - 1) // size - start // size + 1 for start, stop in zip(first, last, strict=True))
-        return SeenRows(tokens, torch.arange(len(spans)), seen_from, seen_to, pages, parts)
+        return SeenRows(tokens, torch.arange(len(singles)), seen_from, seen_to, pages, parts)
 
     def _group(self, spans: Sequence[Span], window: int | None) -> Group:
         size, device = self.page_tokens, self.cache.device
