@@ -1,10 +1,10 @@
 """What a prompt's token costs with an implicit and with a materialised delta, beside what the cost model says of it.
 
-DCT frames and a sparse core of n entries, 512 tokens, in turn; medians; ratios within one run. `modelled` is what the
-constants of `overtone.models.materialised` say of the measured ratio; the last lines are these constants as this machine has
-them, by least squares.
+DCT frames and a sparse core of n entries, 512 tokens, by native kernels and by torch's operators, in turn; medians; ratios
+within one run. `modelled` is what the constants of `overtone.models.materialised` say of the measured ratio; the last lines
+are these constants as this machine has them, by least squares.
 
-Usage: python -m bench.prompt_paths [--rounds 15] [--torch] [--out bench/results/prompt_paths.jsonl]
+Usage: python -m bench.prompt_paths [--rounds 15] [--out bench/results/prompt_paths.jsonl]
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ ENTRIES = (1000, 3000, 10_000, 30_000, 100_000)
 
 @click.command()
 @click.option("--rounds", default=15, show_default=True)
-@click.option("--torch", "plain", is_flag=True, help="Without native kernels.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results/prompt_paths.jsonl"))
-def main(rounds: int, plain: bool, out: Path) -> None:
+def main(rounds: int, out: Path) -> None:
     """Prints a line for each case and writes OUT."""
-    native = None if plain else native_kernels()
-    model = _model(native)
-    rows = []
-    for shape in SHAPES:
-        for entries in ENTRIES:
-            rows.append(measure(shape, entries, rounds, native))
-            print(json.dumps(rows[-1]))
-    entry, step = _fitted(rows)
-    print(f"an entry {entry:.1f}, now {model.entry}; a step of a transform {step:.1f}, now {model.step}")
+    rows: list[dict[str, Any]] = []
+    for native in dict.fromkeys((native_kernels(), None)):
+        own = []
+        for shape in SHAPES:
+            for entries in ENTRIES:
+                own.append(measure(shape, entries, rounds, native))
+                print(json.dumps(own[-1]))
+        (entry, step), model = _fitted(own), _model(native)
+        print(f"an entry {entry:.1f}, now {model.entry}; a step of a transform {step:.1f}, now {model.step}")
+        rows += own
     about = conditions()
     out.write_text("".join(json.dumps({**row, **about}) + "\n" for row in rows), encoding="utf-8")
 

@@ -299,6 +299,16 @@ def test_rows_by_their_owners(
         assert torch.equal(added(broken)[others], found[others])
 
 
+@pytest.mark.parametrize("rank", [1, 255, 257, 600])
+def test_pairs_of_any_rank(native: NativeKernels, rank: int) -> None:
+    down, up, x = _random(rank, 37), _random(rank, 45, seed=1), _random(9, 37, seed=2)
+    cores = torch.tensor([[low_rank_address(down, up)]])
+    y = torch.zeros(9, 45)
+    native.add_low_rank(x, OwnedRows(None, torch.zeros(9, dtype=torch.int64), cores), [(0, y)])
+    exact = (x.double() @ down.double().T) @ up.double()
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4 * rank**0.5)
+
+
 def _adder(
     native: NativeKernels, kind: str, shape: tuple[int, int]
 ) -> Callable[[torch.Tensor, OwnedRows, list[tuple[int, torch.Tensor]]], None]:

@@ -43,8 +43,8 @@ class ModelRunner:
         self._clear(plan.fresh_pages)
         tokens = pack_tokens(plan, self._base.device)
         slot = self._base.slot
-        slot.step, slot.head = self._adapter_steps(plan)
         try:
+            slot.step, slot.head = self._adapter_steps(plan)
             output = self._base.model(
                 input_ids=tokens.input_ids,
                 position_ids=tokens.position_ids,

@@ -84,10 +84,6 @@ class AdapterStep:
     def empty(self) -> bool:
         return not self._modules
 
-    def changes(self, module: str) -> bool:
-        """Whether `add` would change the output of `module`."""
-        return bool(self._modules.get(module))
-
     def reads_output(self, module: str) -> bool:
         """Whether `add` needs what `module` itself answers, nothing added to it yet."""
         return any(channel.analysis.kind is FrameKind.WEIGHT for channel in self._modules.get(module, ()))
@@ -122,7 +118,8 @@ class AdapterStep:
             dense = self._dense_prompts(lane.prompts, *layer, channel, x, BY_NATIVE_KERNELS)
             if dense:
                 layers.remove(layer)
-                self._native.add(channel, lane, x, [layer], without=dense)
+                if lane.decodes or len(dense) < len(lane.prompts):
+                    self._native.add(channel, lane, x, [layer], without=dense)
         if layers:
             self._native.add(channel, lane, x, layers)
 

@@ -14,7 +14,7 @@ import torch
 from overtone.kernels import Frame, FrameBank, FrameKind
 from overtone.models.adapter_step import AdapterRows, Output
 from overtone.models.blocks import by_blocks
-from overtone.models.channels import Channel, Outline, PreparedTerm
+from overtone.models.channels import Channel, Outline, PreparedTerm, channels_by_module
 from overtone.models.lanes import Lane, Segment
 from overtone.models.native_rows import NativeRows
 
@@ -37,6 +37,7 @@ class BlockedStep:
             if one is not None:
                 self._rows.setdefault(one, []).extend(range(start, start + segment.tokens))
             start += segment.tokens
+        self._modules = channels_by_module(self._rows)
         self._input: torch.Tensor | None = None
         self._analysed: dict[Frame, tuple[torch.Tensor, dict[Outline, slice]]] = {}
         self._lanes: dict[tuple[Outline, ...], torch.Tensor] = {}
@@ -44,10 +45,7 @@ class BlockedStep:
 
     @property
     def empty(self) -> bool:
-        return not any(one.modules for one in self._rows)
-
-    def changes(self, module: str) -> bool:
-        return any(one.modules.get(module) for one in self._rows)
+        return not self._modules
 
     def reads_output(self, module: str) -> bool:
         """As `AdapterStep.reads_output`; a neighbour must not decide, so always."""
@@ -59,8 +57,7 @@ class BlockedStep:
             self._input, self._analysed = x, {}
         native: dict[Channel, list[tuple[str, torch.Tensor]]] = {}
         for module, y, bias in outputs:
-            flat = y.view(-1, y.shape[-1])
-            channels = {channel for one in self._rows for channel in one.modules.get(module, ())}
+            flat, channels = y.view(-1, y.shape[-1]), set(self._modules.get(module, ()))
             taken = {c for c in channels if self._native is not None and self._native.takes(c, x, flat)}
             for channel in taken:
                 native.setdefault(channel, []).append((module, flat))
@@ -89,7 +86,10 @@ class BlockedStep:
         total = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
         for channel in sorted(channels, key=_order):
             having = tuple(one for one in users if channel in one.modules.get(module, ()))
-            self._paths["shared"] += sum(len(self._rows[one]) for one in having)
+            for one in having:
+                decoded = sum(row < self._decoding for row in self._rows[one])
+                self._paths["shared"] += decoded
+                self._paths["prompt"] += len(self._rows[one]) - decoded
             terms = [one.modules[module][channel] for one in having]
             inputs = self._inputs(channel, having, terms, x, flat, bias)
             delta = self._synthesised(channel, having, terms, inputs, flat.shape[1])

@@ -79,7 +79,7 @@ class Outline:
 def channels_by_module(outlines: Iterable[Outline]) -> Mapping[str, Collection[Channel]]:
     """Of all `outlines` together."""
     layouts = dict.fromkeys(one.layout for one in outlines)
-    if len(layouts) == 1:
+    if len(layouts) == 1:  # mostly
         return next(iter(layouts)).modules
     merged: dict[str, dict[Channel, None]] = {}
     for layout in layouts:
@@ -99,8 +99,8 @@ class Outlines:
 
     def of(self, adapters: Sequence[AdapterDeltas | None]) -> list[Outline | None]:
         # By identity, the references held in the outlines: a recycled id() cannot bring back those of another adapter.
-        known = self._known
-        self._known = {id(a): known.get(id(a)) or self._outline(a) for a in adapters if a is not None}
+        known, each = self._known, {id(a): a for a in adapters if a is not None}
+        self._known = {key: known.get(key) or self._outline(a) for key, a in each.items()}
         return [None if a is None else self._known[id(a)] for a in adapters]
 
     def _outline(self, deltas: AdapterDeltas) -> Outline:

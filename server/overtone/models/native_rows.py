@@ -120,7 +120,7 @@ class NativeRows:
         if users is None:
             users = self._users[channel] = Users.of(self._kept.table(channel, lane.adapters), lane)
         slots = users.table.slots
-        targets = [(slots[name], y) for name, y in layers if name in slots]
+        targets = [(slots[name], y) for name, y in layers]
         sparse = channel.core is CsrCore
         self._paths["sparse" if sparse else "low_rank"] += sum(users.decodes[slot] for slot, _ in targets)
         self._paths["prompt"] += sum(users.prompts[slot] - sum(one.tokens for one in without) for slot, _ in targets)

@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
-# Every product and sum that can be one instruction is one, in each form of a loop, so that a row's last bit is the same in
-# all. By itself gcc leaves some apart, for the sake of certain processors' latencies.
+# A product and a sum of vectors are one instruction in each form of a loop, so that a row's last bit is the same in all. By
+# itself gcc leaves some apart, for the sake of certain processors' latencies.
 _ROUNDING = ("-ffp-contract=fast", "--param=avoid-fma-max-bits=0")
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", *_ROUNDING, "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra")
 _TUNING = {"x86_64": "-march=native", "aarch64": "-mcpu=native"}

@@ -59,7 +59,7 @@ INLINE int64_t apart(int64_t n) { return n / 2 + 3; }
 INLINE int64_t room(int64_t n) { return n / 2 + apart(n) + 1; }
 
 /* z = C x of rows as for `gather`. z: (n) vectors; work: `room`. Both in transform.c. */
-void forward(const Plan *plan, const float *const x[LANES], vec *z, cvec *work);
+HIDDEN void forward(const Plan *plan, const float *const x[LANES], vec *z, cvec *work);
 
 /* C^T u: its numbers are where `scatter` looks for paired ones. u: (n) vectors, not in `work`; the result is in it. */
-const vec *backward(const Plan *plan, const vec *u, cvec *work);
+HIDDEN const vec *backward(const Plan *plan, const vec *u, cvec *work);

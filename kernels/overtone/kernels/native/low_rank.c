@@ -35,8 +35,8 @@ INLINE void shrink(const int rows, const int ranks, int64_t q, const float *down
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < ranks; j++) {
-      float total = sum(sums[i][j]);
-      for (int64_t end = k; end < q; end++) total += x[i][end] * down[j * q + end];
+      float total = sum(sums[i][j]); /* what is left is spelled out, lest it becomes other instructions in one form than in another */
+      for (int64_t end = k; end < q; end++) total = __builtin_fmaf(x[i][end], down[j * q + end], total);
       h[i][j] = total;
     }
 }
@@ -65,7 +65,7 @@ INLINE void expand(const int rows, int64_t ranks, int64_t p, const float *up, fl
   for (; k < p; k++)
     for (int i = 0; i < rows; i++) {
       float total = 0;
-      for (int64_t j = 0; j < ranks; j++) total += h[i][j] * up[j * p + k];
+      for (int64_t j = 0; j < ranks; j++) total = __builtin_fmaf(h[i][j], up[j * p + k], total);
       y[i][k] += total;
     }
 }

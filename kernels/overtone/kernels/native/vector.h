@@ -17,6 +17,7 @@
 #define COLUMN_VECTORS 2
 #define COLUMNS (COLUMN_VECTORS * LANES)
 
+#define HIDDEN __attribute__((visibility("hidden"))) /* the library's own, whatever else the process has loaded */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
