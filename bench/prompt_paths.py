@@ -10,8 +10,6 @@ Usage: python -m bench.prompt_paths [--rounds 15] [--out bench/results/prompt_pa
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import click
 import torch
 from bench.hot_load import conditions
+from bench.native_kernels import in_turn
 
 from overtone.kernels import DCT, CsrCore, FrameBank, compress, sparse_core
 from overtone.kernels.native import NativeKernels, OwnedRows, native_kernels, sparse_address
@@ -57,14 +56,7 @@ def measure(shape: tuple[int, int], entries: int, rounds: int, native: NativeKer
     )
     bank = FrameBank(torch.device("cpu"), native)
     x, delta, y = torch.randn(TOKENS, q), torch.randn(q, p), torch.zeros(TOKENS, p)
-    ways = (lambda: y.addmm_(x, delta), _implicit(core, bank, x, y))
-    seconds: list[list[float]] = [[], []]
-    for _ in range(rounds + 1):
-        for kept, way in zip(seconds, ways, strict=True):
-            start = time.perf_counter()
-            way()
-            kept.append(time.perf_counter() - start)
-    dense, implicit = (statistics.median(kept[1:]) for kept in seconds)
+    dense, implicit = in_turn((lambda: y.addmm_(x, delta), _implicit(core, bank, x, y)), rounds)
     return {
         "shape": list(shape),
         "entries": entries,

@@ -16,7 +16,8 @@ from overtone.engine.runner import ModelRunner
 from overtone.engine.scheduler import StepPlan
 from overtone.kernels import DCT, FrameBank
 from overtone.models.adapted import AdaptedLinear, StepSlot, wrap_layers
-from overtone.models.adapter_step import AdapterRows, AdapterStep
+from overtone.models.adapter_rows import AdapterRows
+from overtone.models.adapter_step import AdapterStep
 from overtone.models.lanes import Segment
 from support.deltas import RandomAdapter, merge, random_adapter
 from support.recorder import Recorder, drip

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from overtone.kernels import DCT, IDENTITY, FrameBank, SharedMatrix, compress, projection
-from overtone.models.adapter_step import AdapterRows, AdapterStep, Output
+from overtone.models.adapter_rows import AdapterRows, Output
+from overtone.models.adapter_step import AdapterStep
 from overtone.models.channels import PreparedTerm
 from overtone.models.lanes import Segment
 from overtone.models.materialised import BY_NATIVE_KERNELS, BY_TORCH, Materialised, TokenCost, pays

@@ -26,7 +26,8 @@ from overtone.kernels import (
 from overtone.kernels.native import NativeKernels, native_kernels
 from overtone.models import materialised
 from overtone.models.adapted import AdaptedEmbedding, AdaptedLinear, StepSlot
-from overtone.models.adapter_step import AdapterRows, AdapterStep
+from overtone.models.adapter_rows import AdapterRows
+from overtone.models.adapter_step import AdapterStep
 from overtone.models.lanes import Segment
 from support.terms import KINDS, RandomTerms
 

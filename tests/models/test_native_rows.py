@@ -12,7 +12,8 @@ import torch
 from overtone.kernels import FrameBank
 from overtone.kernels.native import NativeKernels, native_kernels
 from overtone.models import materialised
-from overtone.models.adapter_step import AdapterRows, AdapterStep, Output
+from overtone.models.adapter_rows import AdapterRows, Output
+from overtone.models.adapter_step import AdapterStep
 from overtone.models.lanes import Segment
 from support.deltas import RandomAdapter, random_adapter
 

@@ -10,7 +10,8 @@ from overtone.engine.batch import pack_tokens, place_tokens
 from overtone.engine.config import EngineConfig
 from overtone.engine.logprobs import prompt_rows
 from overtone.engine.scheduler import Chunk, StepPlan
-from overtone.models.adapter_step import PATHS, AdapterRows, AdapterStep
+from overtone.models.adapter_rows import PATHS, AdapterRows
+from overtone.models.adapter_step import AdapterStep
 from overtone.models.base import BaseModel
 from overtone.models.blocked_step import BlockedStep
 from overtone.models.lanes import Segment

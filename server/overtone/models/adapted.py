@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from overtone.kernels.native import NativeKernels
-from overtone.models.adapter_step import AdapterStep, Output
+from overtone.models.adapter_rows import Output
+from overtone.models.adapter_step import AdapterStep
 from overtone.models.blocked_step import BlockedStep
 from overtone.models.packed import PackedLinear
 

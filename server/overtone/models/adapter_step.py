@@ -8,49 +8,18 @@ only for the tokens of those that use it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
 from overtone.kernels import CsrCore, Frame, FrameBank, FrameKind
-from overtone.kernels.native import NativeKernels
-from overtone.models.channels import Channel, Outlines, PreparedTerm, channels_by_module
-from overtone.models.decode_batch import DecodeBatch
+from overtone.models.adapter_rows import AdapterRows, Output
+from overtone.models.channels import Channel, PreparedTerm, channels_by_module
 from overtone.models.lanes import Lane, Lanes, Prompt, Segment
-from overtone.models.materialised import BY_NATIVE_KERNELS, BY_TORCH, Materialised, TokenCost
-from overtone.models.native_rows import NativeCores, NativeRows
+from overtone.models.materialised import BY_NATIVE_KERNELS, BY_TORCH, TokenCost
+from overtone.models.parts import Part, add_parts, assembled
 from overtone.models.row_plan import Piece, RowPlan, widest
-
-PATHS = ("sparse", "low_rank", "stacked", "shared", "prompt", "materialised")
-
-
-class Output(NamedTuple):
-    """What a layer itself answers, to be changed in place. y: (..., p); bias: (p,), what of it is not W x."""
-
-    module: str
-    y: torch.Tensor
-    bias: torch.Tensor | None = None
-
-
-class AdapterRows:
-    """What is kept of the adapters from one forward pass to the next.
-
-    paths: counts rows times modules by how their cores were applied: "sparse", "low_rank" and "stacked" (the cores of all
-    adapters of the batch at once), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt),
-    "materialised" (a chunk of a prompt, by a dense delta).
-    """
-
-    def __init__(
-        self, device: torch.device, paths: Counter[str] | None = None, native: NativeKernels | None = None
-    ) -> None:
-        self.outlines = Outlines()
-        self.decodes = DecodeBatch(device, native)
-        self.native_cores = NativeCores()
-        self.materialised = Materialised()
-        self.paths: Counter[str] = Counter() if paths is None else paths
 
 
 class AdapterStep:
@@ -67,9 +36,7 @@ class AdapterStep:
         self._decodes.update(outlines[: len(decodes)])
         prompts = list(zip(prefills, outlines[len(decodes) :], strict=True))
         self._lanes = Lanes(self._decodes, len(decodes), prompts, frames.device)
-        self._native = None
-        if frames.native is not None:
-            self._native = NativeRows(frames.native, frames, kept.native_cores, kept.paths)
+        self._native = kept.native_rows(frames)
         self._materialised = kept.materialised
         self._materialised.begin_step()
         prompted = [one for _, one in prompts if one is not None]
@@ -160,42 +127,7 @@ class AdapterStep:
         in_place: bool,
     ) -> None:
         found = [self._part(module, channel, x, flat, bias, in_place=in_place) for channel in channels]
-        parts = [part for part in found if part is not None]
-        if not parts:
-            return
-        rows = parts[0][0]
-        if all(other is rows for other, _ in parts):
-            delta = parts[0][1]
-            for _, other in parts[1:]:
-                delta = delta + other
-        else:
-            rows, delta = self._gather_parts(parts, flat)
-        # Summed in float32: the delta itself is never rounded to bfloat16.
-        if rows is not None:
-            if flat.dtype is torch.float32:
-                flat.index_add_(0, rows, delta)
-            else:
-                flat[rows] = (flat.index_select(0, rows).float() + delta).to(flat.dtype)
-        elif flat.dtype is torch.float32:
-            flat += delta
-        else:
-            flat.copy_(flat.float() + delta)
-
-    @staticmethod
-    def _gather_parts(
-        parts: Sequence[tuple[torch.Tensor | None, torch.Tensor]], flat: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The sum of deltas of different rows, with the rows of all."""
-        total = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
-        for rows, delta in parts:
-            if rows is None:
-                total += delta
-            else:
-                total.index_add_(0, rows, delta)
-        if any(rows is None for rows, _ in parts):
-            return None, total
-        union = torch.unique(torch.cat([rows for rows, _ in parts if rows is not None]))
-        return union, total.index_select(0, union)
+        add_parts([part for part in found if part is not None], flat)
 
     def _part(
         self,
@@ -206,7 +138,7 @@ class AdapterStep:
         bias: torch.Tensor | None,
         *,
         in_place: bool,
-    ) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+    ) -> Part | None:
         """What a channel adds: rows and their delta (n, p) float32; None: it was added to `flat` already."""
         lane, size = self._lanes.of(channel.analysis), flat.shape[-1]
         plan = self._decodes.plan(module, channel) if lane.decodes else RowPlan(self._frames.device)
@@ -223,7 +155,7 @@ class AdapterStep:
         z = self._analyse(widest(frames) or channel.analysis, wanted, lane, x, flat, bias)
         used = max([lane.decodes, *(span.stop for span, _ in prompts)])
         rows, z = lane.first(used, flat.device), z[:used]
-        u = _assembled(self._pieces(plan, prompts, lane, z), z)
+        u = assembled(self._pieces(plan, prompts, lane, z), z)
         frames = [frame for frame in (plan.synthesis, *(term.synthesis for _, term in prompts)) if frame is not None]
         synthesis = widest(frames) or channel.synthesis
         delta = self._frames.synthesise(synthesis, u, size)
@@ -288,15 +220,3 @@ class AdapterStep:
                 found = found.index_select(0, lane.rows)
             self._gathered[key] = found
         return found
-
-
-def _assembled(pieces: Iterator[Piece], z: torch.Tensor) -> torch.Tensor:
-    """u of all rows of z, zero where no piece says otherwise. Where cores differ in size, the end of the smaller is zero."""
-    results = list(pieces)
-    if len(results) == 1 and len(results[0][1]) == len(z):
-        return results[0][1]
-    widest_result = max((result for _, result in results), key=lambda result: result.shape[1])
-    u = widest_result.new_zeros(len(z), *widest_result.shape[1:])
-    for rows, result in results:
-        u[rows, : result.shape[1]] = result
-    return u

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from overtone.kernels import Frame, FrameBank, FrameKind
-from overtone.models.adapter_step import AdapterRows, Output
+from overtone.models.adapter_rows import AdapterRows, Output
 from overtone.models.blocks import by_blocks
 from overtone.models.channels import Channel, Outline, PreparedTerm, channels_by_module
 from overtone.models.lanes import Lane, Segment
-from overtone.models.native_rows import NativeRows
 
 
 class BlockedStep:
@@ -25,11 +24,9 @@ class BlockedStep:
     def __init__(
         self, decodes: Sequence[Segment], prefills: Sequence[Segment], frames: FrameBank, kept: AdapterRows
     ) -> None:
-        self._frames, self._paths, self._decoding = frames, kept.paths, len(decodes)
+        self._frames, self._paths = frames, kept.paths
         segments = [*decodes, *prefills]
-        self._native = None
-        if frames.native is not None:
-            self._native = NativeRows(frames.native, frames, kept.native_cores, kept.paths)
+        self._native = kept.native_rows(frames)
         self._rows: dict[Outline, list[int]] = {}
         start = 0
         outlines = kept.outlines.of([segment.deltas for segment in segments])
@@ -37,6 +34,7 @@ class BlockedStep:
             if one is not None:
                 self._rows.setdefault(one, []).extend(range(start, start + segment.tokens))
             start += segment.tokens
+        self._decoded = {one: sum(row < len(decodes) for row in rows) for one, rows in self._rows.items()}
         self._modules = channels_by_module(self._rows)
         self._input: torch.Tensor | None = None
         self._analysed: dict[Frame, tuple[torch.Tensor, dict[Outline, slice]]] = {}
@@ -72,8 +70,9 @@ class BlockedStep:
             users = [one for one in self._rows if frame in one.layout.frames]
             placed = sorted((row, place) for place, one in enumerate(users) for row in self._rows[one])
             rows, owners = torch.tensor(placed, dtype=torch.int64).view(-1, 2).unbind(1)
-            decodes = sum(row < self._decoding for row, _ in placed)
-            lane = Lane(decodes, (), rows.contiguous(), len(placed), users, owners.contiguous())
+            lane = Lane(
+                sum(self._decoded[one] for one in users), (), rows.contiguous(), len(placed), users, owners.contiguous()
+            )
             self._native_lanes[frame] = lane
         return lane
 
@@ -87,9 +86,8 @@ class BlockedStep:
         for channel in sorted(channels, key=_order):
             having = tuple(one for one in users if channel in one.modules.get(module, ()))
             for one in having:
-                decoded = sum(row < self._decoding for row in self._rows[one])
-                self._paths["shared"] += decoded
-                self._paths["prompt"] += len(self._rows[one]) - decoded
+                self._paths["shared"] += self._decoded[one]
+                self._paths["prompt"] += len(self._rows[one]) - self._decoded[one]
             terms = [one.modules[module][channel] for one in having]
             inputs = self._inputs(channel, having, terms, x, flat, bias)
             delta = self._synthesised(channel, having, terms, inputs, flat.shape[1])

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from overtone.kernels.gpu.order import source
 from overtone.kernels.gpu.plans import BLOCK, Plan
 
 
@@ -82,16 +83,14 @@ def _analyse(
     column = tl.arange(0, BLOCK_T * N2)  # of a row, its n2
     token, n2 = first + column // N2, column % N2
     there = token < tokens
-    source = tl.load(rows_ptr + token, mask=there, other=0) * x_stride
-    half: tl.constexpr = (SIZE + 1) // 2
+    row_at = tl.load(rows_ptr + token, mask=there, other=0) * x_stride
     operand = f_ptr.dtype.element_ty
     a_re = tl.zeros((BLOCK_K, BLOCK_T * N2), tl.float32)
     a_im = tl.zeros((BLOCK_K, BLOCK_T * N2), tl.float32)
     for begin in range(0, PADDED, BLOCK_N):
         n1 = begin + tl.arange(0, BLOCK_N)
         n = n1[:, None] * N2 + n2[None, :]
-        place = tl.where(n < half, 2 * n, 2 * (SIZE - 1 - n) + 1)
-        v = tl.load(x_ptr + source[None, :] + place, mask=(n < SIZE) & there[None, :], other=0.0).to(operand)
+        v = tl.load(x_ptr + row_at[None, :] + source(n, SIZE), mask=(n < SIZE) & there[None, :], other=0.0).to(operand)
         f_at = f_ptr + k1[:, None] * PADDED + n1[None, :]
         a_re = tl.dot(tl.load(f_at), v, a_re, input_precision="ieee")
         a_im = tl.dot(tl.load(f_at + PADDED * PADDED), v, a_im, input_precision="ieee")

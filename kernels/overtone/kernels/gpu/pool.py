@@ -13,16 +13,15 @@ import torch
 
 from overtone.kernels.cores import SparseCore
 from overtone.kernels.gpu.plans import Plan, weight
+from overtone.kernels.sparse import CsrPattern, csr_pattern
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedCore:
-    """One core in the order of its places. starts: (p + 1,) int32; cols: (n,) int32; values: (n,) float32."""
+    """One core in the order of its places. values: (n,) float32."""
 
-    starts: torch.Tensor
-    cols: torch.Tensor
+    pattern: CsrPattern
     values: torch.Tensor
-    shape: tuple[int, int]
 
 
 def placed(core: SparseCore, forward: Plan, inverse: Plan) -> PlacedCore:
@@ -33,43 +32,39 @@ def placed(core: SparseCore, forward: Plan, inverse: Plan) -> PlacedCore:
     values = core.values.double() * weight(rows) * weight(cols)
     at = inverse.place(rows) * q + forward.place(cols)
     order = at.argsort()
-    starts = torch.zeros(p + 1, dtype=torch.int32)
-    starts[1:] = torch.bincount(at // q, minlength=p).cumsum(0)
-    return PlacedCore(starts, (at[order] % q).int(), values[order].float(), core.shape)
+    return PlacedCore(csr_pattern((at[order] // q).int(), (at[order] % q).int(), core.shape), values[order].float())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CorePool:
     """starts: int32, cols: int16 where all fit, else int32; values: float32; each one run. table: (adapters, slots, 2)
-    int64, where a core's starts begin and where its entries do, -1: none. shapes: by slot."""
+    int64, where a core's starts begin and where its entries do, -1: none."""
 
     starts: torch.Tensor
     cols: torch.Tensor
     values: torch.Tensor
     table: torch.Tensor
-    shapes: tuple[tuple[int, int], ...]
 
 
 def pool_of(
     adapters: list[dict[int, PlacedCore]], shapes: tuple[tuple[int, int], ...], device: torch.device
 ) -> CorePool:
-    """adapters: cores by slot."""
+    """adapters: cores by slot; shapes: by slot."""
     table = torch.full((len(adapters), len(shapes), 2), -1, dtype=torch.int64)
     cores: list[PlacedCore] = []
     starts = entries = 0
     for adapter, by_slot in enumerate(adapters):
         for slot, core in by_slot.items():
-            assert core.shape == shapes[slot]
+            assert core.pattern.shape == shapes[slot]
             table[adapter, slot] = torch.tensor([starts, entries])
             cores.append(core)
-            starts, entries = starts + len(core.starts), entries + len(core.cols)
+            starts, entries = starts + len(core.pattern.pointers), entries + len(core.values)
     kind = torch.int16 if all(q < 2**15 for _, q in shapes) else torch.int32
     return CorePool(
-        _joined([core.starts for core in cores], torch.int32).to(device),
-        _joined([core.cols for core in cores], kind).to(device),
+        _joined([core.pattern.pointers for core in cores], torch.int32).to(device),
+        _joined([core.pattern.cols for core in cores], kind).to(device),
         _joined([core.values for core in cores], torch.float32).to(device),
         table.to(device),
-        shapes,
     )
 
 

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from overtone.kernels.gpu.batch import Layers, Rows
+from overtone.kernels.gpu.order import source
 from overtone.kernels.gpu.plans import BLOCK, Plan
 from overtone.kernels.gpu.pool import CorePool
 
@@ -143,9 +144,7 @@ def _add_synthesis(
         v = tl.dot(tl.load(f_at), (t_re * b_re + t_im * b_im).to(operand), v, input_precision="ieee")
         v = tl.dot(tl.load(f_at + M1 * M1), (t_re * b_im - t_im * b_re).to(operand), v, input_precision="ieee")
     n = n1[:, None] * M2 + n2[None, :]
-    half: tl.constexpr = (SIZE + 1) // 2
-    place = tl.where(n < half, 2 * n, 2 * (SIZE - 1 - n) + 1)
-    y_at = y_ptr + tl.load(rows_ptr + token) * y_stride + tl.load(columns_ptr + layer) + place
+    y_at = y_ptr + tl.load(rows_ptr + token) * y_stride + tl.load(columns_ptr + layer) + source(n, SIZE)
     inside = (n2 < M2)[None, :]
     y = tl.load(y_at, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_at, (y + v).to(y_ptr.dtype.element_ty), mask=inside)

@@ -4,6 +4,7 @@
    (1980), and that from a complex one of half the size. */
 #pragma once
 #include "vector.h"
+#include <stdlib.h>
 
 typedef struct { vec re, im; } cvec;
 
@@ -57,6 +58,12 @@ INLINE int64_t apart(int64_t n) { return n / 2 + 3; }
 
 /* How many cvecs are needed to work in. */
 INLINE int64_t room(int64_t n) { return n / 2 + apart(n) + 1; }
+
+/* That room, and behind it n vectors, of which the caller disposes; NULL if memory is short. */
+INLINE cvec *allocate(int64_t n) {
+  return aligned_alloc(64, ((size_t)room(n) * sizeof(cvec) + (size_t)n * sizeof(vec) + 63) / 64 * 64);
+}
+INLINE vec *numbers_in(cvec *work, int64_t n) { return (vec *)(work + room(n)); }
 
 /* z = C x of rows as for `gather`. z: (n) vectors; work: `room`. Both in transform.c. */
 HIDDEN void forward(const Plan *plan, const float *const x[LANES], vec *z, cvec *work);

@@ -2,19 +2,11 @@
    batch is a table of addresses. */
 #include "sparse.h"
 
-static const Core none = {NULL, NULL, NULL, 0};
-
-static void apply(const Core *core, const Core *next, const float *z, float *u) {
-#define ENTRY(e) u[core->rows[e]] += core->values[e] * z[core->cols[e]]
-  FOR_ENTRIES(core, next, ENTRY);
-#undef ENTRY
-}
-
 /* cores: (m), entries == 0 where u[t] = 0; z: (m, q), rows ldz apart; u: (m, p), contiguous. */
 void sparse_rows(int64_t m, int64_t p, const Core *cores, const float *z, int64_t ldz, float *u) {
 #pragma omp parallel for schedule(static) if (m > 1)
   for (int64_t row = 0; row < m; row++) {
     __builtin_memset(u + row * p, 0, (size_t)p * sizeof(float));
-    apply(cores + row, row + 1 < m ? cores + row + 1 : &none, z + row * ldz, u + row * p);
+    apply_row(1, cores + row, row + 1 < m ? cores + row + 1 : &none, z + row * ldz, u + row * p);
   }
 }

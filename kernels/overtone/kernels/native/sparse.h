@@ -12,6 +12,8 @@ typedef struct {
   int64_t entries;
 } Core;
 
+static const Core none __attribute__((unused)) = {NULL, NULL, NULL, 0};
+
 /* Asks for line `start / LINE` of a core that is read afterwards. */
 INLINE void fetch(const Core *next, int64_t start) {
   if (start >= next->entries) return;
@@ -30,3 +32,10 @@ INLINE void fetch(const Core *next, int64_t start) {
     } \
     for (int64_t e = STREAMS * part; e < (core)->entries; e++) ENTRY(e); \
   } while (0)
+
+/* One row; its numbers are `apart` apart. */
+INLINE void apply_row(const int apart, const Core *core, const Core *next, const float *z, float *u) {
+#define ENTRY(e) u[core->rows[e] * apart] += core->values[e] * z[core->cols[e] * apart]
+  FOR_ENTRIES(core, next, ENTRY);
+#undef ENTRY
+}

@@ -23,17 +23,8 @@ typedef struct {
   const Layer *layers;
 } Batch;
 
-static const Core none = {NULL, NULL, NULL, 0};
-
 INLINE const Core *core_of(const Batch *batch, const Layer *layer, int64_t row) {
   return row < batch->m && batch->owners[row] >= 0 ? layer->cores + batch->owners[row] * batch->stride : &none;
-}
-
-/* One lane by its own core. z, u: that lane. */
-static void apply_one(const Core *core, const Core *next, const float *z, float *u) {
-#define ENTRY(e) u[core->rows[e] * LANES] += core->values[e] * z[core->cols[e] * LANES]
-  FOR_ENTRIES(core, next, ENTRY);
-#undef ENTRY
 }
 
 /* Several lanes by one core; the others stay. */
@@ -71,7 +62,7 @@ static int apply(const Batch *batch, const Layer *layer, int64_t first, const Co
     left &= ~users;
     const Core *core = cores[lane], *after = left ? cores[__builtin_ctz(left)] : next;
     if (users == (1 << LANES) - 1) apply_all(core, after, z, u);
-    else if (users == 1 << lane) apply_one(core, after, (const float *)z + lane, (float *)u + lane);
+    else if (users == 1 << lane) apply_row(LANES, core, after, (const float *)z + lane, (float *)u + lane);
     else apply_some(core, after, same, z, u);
   }
   return live;
@@ -81,7 +72,7 @@ static int apply(const Batch *batch, const Layer *layer, int64_t first, const Co
 static void add_rows(const Batch *batch, int64_t task, int64_t threads, cvec *work) {
   const Layer *layer = batch->layers + task % batch->count;
   const int64_t first = task / batch->count * LANES, then = task + threads;
-  vec *u = (vec *)(work + room(layer->plan->n));
+  vec *u = numbers_in(work, layer->plan->n);
   const Core *next = core_of(batch, batch->layers + then % batch->count, then / batch->count * LANES);
   const int live = apply(batch, layer, first, next, u);
   if (!live) return;
@@ -102,7 +93,7 @@ int add_spectral(int64_t m, const Plan *plan, const float *x, int64_t ldx, const
   int done = 1;
 #pragma omp parallel if (tasks > 1) reduction(&& : done)
   {
-    cvec *work = aligned_alloc(64, ((size_t)room(largest) * sizeof(cvec) + (size_t)largest * sizeof(vec) + 63) / 64 * 64);
+    cvec *work = allocate(largest);
     done = work != NULL;
     if (!known) {
 #pragma omp for schedule(dynamic)

@@ -54,7 +54,7 @@ static int transform(const int inverse, const Plan *plan, int64_t m, const float
   int done = 1;
 #pragma omp parallel if (m > LANES) reduction(&& : done)
   {
-    cvec *work = aligned_alloc(64, ((size_t)room(n) * sizeof(cvec) + (size_t)n * sizeof(vec) + 63) / 64 * 64);
+    cvec *work = allocate(n);
     done = work != NULL;
 #pragma omp for schedule(dynamic)
     for (int64_t first = 0; first < m; first += LANES) {
@@ -65,7 +65,7 @@ static int transform(const int inverse, const Plan *plan, int64_t m, const float
         from[i] = row_of(x, ldx, m, first + i);
         to[i] = (float *)row_of(y, ldy, m, first + i);
       }
-      vec *numbers = (vec *)(work + room(n));
+      vec *numbers = numbers_in(work, n);
       if (inverse) {
         gather(0, n, from, numbers);
         scatter(1, 0, n, backward(plan, numbers, work), to);
