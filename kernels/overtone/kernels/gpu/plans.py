@@ -54,6 +54,17 @@ class Plan:
         first, second = self.factors
         return k % first * second + k // first
 
+    @property
+    def blocks(self) -> int:
+        """Of `BLOCK` places each, of an inverse plan; those of the padding have no coefficients."""
+        return self.whole * (self.padded // BLOCK)
+
+    def block_of(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of an inverse plan: in which block coefficient k is, and at which of its places."""
+        assert self.inverse
+        first, _ = self.factors
+        return k % first * (self.padded // BLOCK) + k // first // BLOCK, k // first % BLOCK
+
 
 def weight(k: torch.Tensor) -> torch.Tensor:
     """w_k, float64."""
