@@ -14,8 +14,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from overtone.kernels.gpu import analyse, configs, low_rank, synthesise
+from overtone.kernels.gpu import analyse, configs, synthesise
 from overtone.kernels.gpu.plans import BLOCK, split
+from support.aot_low_rank import MULTIPLE, low_rank_cases
 
 SIZES = (576, 1536, 4096, 14336)
 
@@ -60,21 +61,18 @@ def _cases(capability: int) -> Iterator[tuple[Any, ...]]:
             "f_ptr": "*bf16", "t_ptr": "*fp32", "m_ptr": "*bf16", "inputs": "i32", "y_stride": "i32", "slots": "i32",
         }  # fmt: skip
         yield f"synthesise {size}", synthesise._add_synthesis, kinds, constants, other.warps
-    pair = configs.low_rank_config(capability)
-    kinds = {
-        "x_ptr": "*bf16", "h_ptr": "*fp32", "y_ptr": "*bf16", "rows_ptr": "*i64", "owners_ptr": "*i32",
-        "table_ptr": "*i64", "numbers_ptr": "*bf16", "slots_ptr": "*i32", "columns_ptr": "*i64", "widths_ptr": "*i32",
-        "x_stride": "i32", "y_stride": "i32", "inputs": "i32", "slots": "i32", "most": "i32", "layers": "i32",
-    }  # fmt: skip
-    yield "shrink", low_rank._shrink, kinds, {"BLOCK_R": pair.block_r, "BLOCK_Q": pair.block_q}, pair.warps
-    yield "expand", low_rank._expand, kinds, {"BLOCK_R": pair.block_r, "BLOCK_P": pair.block_p}, pair.warps
+    yield from low_rank_cases(capability)
 
 
 def _compiled(capability: int, kernel: Any, kinds: dict[str, str], constants: dict[str, int], warps: int) -> Compiled:
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
-    # As the launcher finds them: pointers are aligned.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    signature = {name: "constexpr" if name in constants else kinds[name].removesuffix(MULTIPLE) for name in names}
+    # As the launcher finds them: pointers are aligned, and some numbers multiples of 16.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or kinds.get(name, "").endswith(MULTIPLE)
+    }
     source = ASTSource(
         fn=kernel,
         signature=signature,

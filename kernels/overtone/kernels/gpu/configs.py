@@ -6,7 +6,6 @@ A table instead of a search at run time: a server must not try out kernels while
 from __future__ import annotations
 
 from overtone.kernels.gpu.analyse import AnalyseConfig
-from overtone.kernels.gpu.low_rank import LowRankConfig
 from overtone.kernels.gpu.plans import BLOCK
 from overtone.kernels.gpu.synthesise import SynthesiseConfig
 
@@ -19,7 +18,3 @@ def analyse_config(capability: int) -> AnalyseConfig:
 def synthesise_config(capability: int) -> SynthesiseConfig:
     """With 16 coefficients at once 1536 outputs spill on sm_90 and sm_100, with 32 4096 do on sm_80."""
     return SynthesiseConfig(block_c=BLOCK if capability < 90 else 2 * BLOCK)
-
-
-def low_rank_config(capability: int) -> LowRankConfig:
-    return LowRankConfig()
