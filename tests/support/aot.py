@@ -14,8 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from overtone.kernels.gpu import configs, low_rank
 from support import aot_spectral
+from support.aot_low_rank import MULTIPLE, low_rank_cases
 
 
 class Compiled(NamedTuple):
@@ -34,18 +34,7 @@ def compile_for(capability: int) -> dict[str, Compiled]:
 
 def _cases(capability: int) -> Iterator[tuple[Any, ...]]:
     yield from aot_spectral.cases(capability)
-    yield from _low_rank(capability)
-
-
-def _low_rank(capability: int) -> Iterator[tuple[Any, ...]]:
-    pair = configs.low_rank_config(capability)
-    kinds = {
-        "x_ptr": "*bf16", "h_ptr": "*fp32", "y_ptr": "*bf16", "rows_ptr": "*i64", "owners_ptr": "*i32",
-        "table_ptr": "*i64", "numbers_ptr": "*bf16", "slots_ptr": "*i32", "columns_ptr": "*i64", "widths_ptr": "*i32",
-        "x_stride": "i32", "y_stride": "i32", "inputs": "i32", "slots": "i32", "most": "i32", "layers": "i32",
-    }  # fmt: skip
-    yield "shrink", low_rank._shrink, kinds, {"BLOCK_R": pair.block_r, "BLOCK_Q": pair.block_q}, pair.warps
-    yield "expand", low_rank._expand, kinds, {"BLOCK_R": pair.block_r, "BLOCK_P": pair.block_p}, pair.warps
+    yield from low_rank_cases(capability)
 
 
 def _compiled(
@@ -58,12 +47,12 @@ def _compiled(
 ) -> Compiled:
     """multiples: numbers that are multiples of 16, which the launcher finds too."""
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
-    # As the launcher finds them: pointers are aligned.
+    signature = {name: "constexpr" if name in constants else kinds[name].removesuffix(MULTIPLE) for name in names}
+    # As the launcher finds them: pointers are aligned, and some numbers multiples of 16.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if signature[name].startswith("*") or name in multiples
+        if signature[name].startswith("*") or name in multiples or kinds.get(name, "").endswith(MULTIPLE)
     }
     source = ASTSource(
         fn=kernel,

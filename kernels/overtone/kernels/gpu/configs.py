@@ -8,7 +8,6 @@ the same in every batch. The DCT and the DFT have the same configurations.
 from __future__ import annotations
 
 from overtone.kernels.gpu.analyse import AnalyseConfig
-from overtone.kernels.gpu.low_rank import LowRankConfig
 from overtone.kernels.gpu.plans import split, three_stages
 from overtone.kernels.gpu.synthesise import SynthesiseConfig
 from overtone.kernels.gpu.tiles import CoreTilesConfig, InverseTilesConfig
@@ -44,10 +43,6 @@ def inverse_tiles_config(size: int, capability: int) -> InverseTilesConfig:
     if three_stages(size):
         return InverseTilesConfig(block_t=2, warps=8)
     return InverseTilesConfig(block_c=min(32, _whole(size)))
-
-
-def low_rank_config(capability: int) -> LowRankConfig:
-    return LowRankConfig()
 
 
 def _whole(size: int) -> int:
