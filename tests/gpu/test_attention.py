@@ -65,6 +65,13 @@ class Cached:
             self.slots.append(slots)
         self.cache = cache.to(dtype)
 
+    def paged(self) -> torch.Tensor:
+        """The cache as a layer among others has it: their parts of a page lie between the pages."""
+        pages = self.cache.view(-1, self.heads.page, *self.cache.shape[1:])
+        every = torch.full((len(pages), 3, *pages.shape[1:]), torch.nan, dtype=pages.dtype, device=DEVICE)
+        every[:, 1] = pages.to(DEVICE)
+        return every[:, 1]
+
     def numbers(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator)
 
@@ -108,8 +115,8 @@ def decoded(
     )
     room = torch.full((decode_workspace(len(rows), *query.shape[1:], splits),), torch.nan, device=DEVICE)
     out = torch.full(query.shape, 7.0, dtype=query.dtype, device=DEVICE)
-    cache = made.cache.to(DEVICE)
-    attend_decode(query, cache, seen, out, room, splits, made.heads.page, on_device(scoring), config)
+    cache = made.paged()
+    attend_decode(query, cache, seen, out, room, splits, on_device(scoring), config)
     return out
 
 
@@ -168,8 +175,8 @@ def filled(
     device_spans = Spans(*(torch.tensor(c, dtype=torch.int32, device=DEVICE) for c in (starts, tokens, past)), table)
     tiles = prefill_tiles(list(zip(tokens, past, strict=True)), group, config, DEVICE, tiles=9)
     out = torch.full(query.shape, 7.0, dtype=query.dtype, device=DEVICE)
-    cache = made.cache.to(DEVICE)
-    attend_prefill(query, cache, device_spans, tiles, out, made.heads.page, on_device(scoring), config)
+    cache = made.paged()
+    attend_prefill(query, cache, device_spans, tiles, out, on_device(scoring), config)
     return out
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from overtone.kernels.gpu.layer_kernels import GpuKernels
-from overtone.kernels.native import HeadNorms
+from overtone.kernels.layers import HeadNorms
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -78,11 +78,13 @@ def test_rotate_and_write(dtype: torch.dtype, normed: bool, heads: int, kv_heads
     turned = expected[:, :-kv_heads]
     swapped = torch.cat(turned.chunk(2, dim=-1)[::-1], dim=-1)
     expected[:, :-kv_heads] = turned * cos.double()[:, None] + swapped * sin.double()[:, None]
-    found, cache = qkv.clone().to(DEVICE), torch.full((7, 2, kv_heads, dim), 9.0, dtype=dtype, device=DEVICE)
+    found, cache = qkv.clone().to(DEVICE), torch.full((2, 3, 4, 2, kv_heads, dim), 9.0, dtype=dtype, device=DEVICE)
     norms = HeadNorms(*(one.to(DEVICE) for one in weights), 1e-6) if normed else None
-    KERNELS.rotate_and_write(found, cos.to(DEVICE), sin.to(DEVICE), slots.to(DEVICE), cache, norms)
+    KERNELS.rotate_and_write(found, cos.to(DEVICE), sin.to(DEVICE), slots.to(DEVICE), cache[:, 1], norms)
     close(found.view(4, -1, dim), expected)
     assert torch.equal(found.cpu().view(4, -1, dim)[:, -kv_heads:], qkv.view(4, -1, dim)[:, -kv_heads:])
     for row in (0, 2, 3):
-        assert torch.equal(cache[slots[row]].flatten(), found[row, heads * dim :])
-    assert (cache[[1, 2, 4, 6]] == 9.0).all()
+        page, place = divmod(int(slots[row]), 4)
+        assert torch.equal(cache[page, 1, place].flatten(), found[row, heads * dim :])
+        cache[page, 1, place] = 9.0
+    assert (cache == 9.0).all()

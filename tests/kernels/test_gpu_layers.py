@@ -3,12 +3,8 @@ them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-import torch
 
-from overtone.kernels.gpu.varlen import VarlenAttention, find_varlen
 from support.aot import Compiled, _compiled
 from support.aot_layers import layer_cases
 

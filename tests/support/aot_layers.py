@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 import triton
 
-from overtone.kernels.gpu import attend_decode, attend_prefill, layer_configs, rms_norm, rotate_and_write, sample, silu_times
+from overtone.kernels.gpu import (
+    attend_decode,
+    attend_prefill,
+    layer_configs,
+    rms_norm,
+    rotate_and_write,
+    sample,
+    silu_times,
+)
 
 
 class Layer(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
-from overtone.kernels.gpu.attend_decode import SeenKeys
 
 from overtone.engine.scheduler import Chunk
+from overtone.kernels.gpu.attend_decode import SeenKeys
 from overtone.models.device.extents import KINDS
 from overtone.models.device.pool import OnDevice
 from overtone.models.device.rows import directories

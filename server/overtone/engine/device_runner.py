@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from overtone.kernels.gpu.attend_decode import SeenKeys
 
 from overtone.engine.batch import pack_tokens
 from overtone.engine.config import EngineConfig
@@ -21,6 +20,7 @@ from overtone.engine.logprobs import prompt_rows
 from overtone.engine.recorded import Recorder
 from overtone.engine.scheduler import Chunk, StepPlan
 from overtone.engine.types import Request
+from overtone.kernels.gpu.attend_decode import SeenKeys
 from overtone.models.adapter_rows import PATHS, AdapterRows
 from overtone.models.adapter_step import AdapterStep
 from overtone.models.base import BaseModel

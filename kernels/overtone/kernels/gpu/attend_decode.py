@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from overtone.kernels.gpu.scoring import Scoring, check_cache, divided, scores_of, slots_of
+from overtone.kernels.gpu.scoring import Scoring, check_cache, divided, places_of, scores_of
 
 PARTS = 16
 """That a program of the second kernel adds at once."""
@@ -68,19 +68,19 @@ def attend_decode(
     out: torch.Tensor,
     workspace: torch.Tensor,
     splits: int,
-    page_tokens: int,
     scoring: Scoring,
     config: DecodeConfig,
 ) -> None:
-    """query, out: (T, heads, D), float32, float16 or bfloat16, tokens any distance apart; cache: (slots, 2, kv_heads, D) of
-    that dtype; workspace: `decode_workspace` float32 numbers; splits: at least `splits_of` the longest row of the batch.
+    """query, out: (T, heads, D), float32, float16 or bfloat16, tokens any distance apart; cache: (pages, page_tokens, 2,
+    kv_heads, D) of that dtype; workspace: `decode_workspace` float32 numbers; splits: at least `splits_of` the longest row
+    of the batch.
 
     The launches depend on shapes and on `splits` alone.
     """
-    check_cache(query, cache, page_tokens)
-    check_cache(out, cache, page_tokens)
+    check_cache(query, cache)
+    check_cache(out, cache)
     heads, dim = query.shape[1:]
-    batch, kv_heads = len(seen.tokens), cache.shape[2]
+    batch, kv_heads = len(seen.tokens), cache.shape[3]
     assert config.split % config.block_n == 0
     assert len(seen.lengths) == len(seen.table) == batch
     assert seen.table.stride(1) == 1
@@ -94,9 +94,10 @@ def attend_decode(
     programs = min(splits, triton.cdiv(config.programs, batch * kv_heads))
     _attend_parts[batch, kv_heads, programs](
         query, cache, seen.tokens, seen.lengths, seen.table, sinks, sums, states, out,
-        query.stride(0), out.stride(0), seen.table.stride(0), splits, scoring.scale, scoring.cap or 0.0, scoring.window,
+        query.stride(0), out.stride(0), seen.table.stride(0), cache.stride(0), splits,
+        scoring.scale, scoring.cap or 0.0, scoring.window,
         KV_HEADS=kv_heads, GROUP=group, DIM=dim, ROWS=max(16, triton.next_power_of_2(group)), WIDTH=max(16, width),
-        PAGE=page_tokens, SPLIT=config.split, BLOCK_N=config.block_n, CAPPED=scoring.cap is not None,
+        PAGE=cache.shape[1], SPLIT=config.split, BLOCK_N=config.block_n, CAPPED=scoring.cap is not None,
         SINKS=scoring.sinks is not None, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
@@ -131,6 +132,7 @@ def _attend_parts(
     query_stride,
     out_stride,
     table_stride,
+    page_stride,
     splits,
     scale,
     cap,
@@ -173,7 +175,7 @@ def _attend_parts(
         for at in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
             n = at + tl.arange(0, BLOCK_N)
             seen = (n >= low) & (n < high)
-            here = cache_ptr + slots_of(pages, n, seen, PAGE) * (2 * KV_HEADS * DIM) + kv * DIM
+            here = cache_ptr + places_of(pages, n, seen, page_stride, PAGE, 2 * KV_HEADS * DIM) + kv * DIM
             inside = seen[:, None] & (d < DIM)[None, :]
             keys = tl.load(here[:, None] + d[None, :], mask=inside, other=0.0)
             values = tl.load(here[:, None] + (KV_HEADS * DIM + d)[None, :], mask=inside, other=0.0)

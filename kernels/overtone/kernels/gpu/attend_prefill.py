@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from overtone.kernels.gpu.scoring import Scoring, check_cache, divided, scores_of, slots_of
+from overtone.kernels.gpu.scoring import Scoring, check_cache, divided, places_of, scores_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +75,24 @@ def attend_prefill(
     spans: Spans,
     tiles: SpanTiles,
     out: torch.Tensor,
-    page_tokens: int,
     scoring: Scoring,
     config: PrefillConfig,
 ) -> None:
     """query, out: (T, heads, D), float32, float16 or bfloat16, tokens any distance apart, those of no span are left alone;
-    cache: (slots, 2, kv_heads, D) of that dtype; tiles: as `prefill_tiles` makes them, for this config."""
-    check_cache(query, cache, page_tokens)
-    check_cache(out, cache, page_tokens)
+    cache: (pages, page_tokens, 2, kv_heads, D) of that dtype; tiles: as `prefill_tiles` makes them, for this config."""
+    check_cache(query, cache)
+    check_cache(out, cache)
     assert spans.table.stride(1) == 1
     assert len(tiles.spans) == len(tiles.firsts)
-    kv_heads, dim = cache.shape[2:]
+    kv_heads, dim = cache.shape[3:]
     group = query.shape[1] // kv_heads
     if not len(tiles.spans):
         return
     _attend_spans[len(tiles.spans), kv_heads](
         query, cache, tiles.spans, tiles.firsts, spans.starts, spans.tokens, spans.past, spans.table,
         query if scoring.sinks is None else scoring.sinks, out, query.stride(0), out.stride(0), spans.table.stride(0),
-        scoring.scale, scoring.cap or 0.0, scoring.window, KV_HEADS=kv_heads, GROUP=group, DIM=dim,
-        WIDTH=max(16, triton.next_power_of_2(dim)), PAGE=page_tokens, BLOCK_M=config.rows(group), BLOCK_N=config.block_n,
+        cache.stride(0),        scoring.scale, scoring.cap or 0.0, scoring.window, KV_HEADS=kv_heads, GROUP=group, DIM=dim,
+        WIDTH=max(16, triton.next_power_of_2(dim)), PAGE=cache.shape[1], BLOCK_M=config.rows(group), BLOCK_N=config.block_n,
         CAPPED=scoring.cap is not None, SINKS=scoring.sinks is not None, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -113,6 +112,7 @@ def _attend_spans(
     query_stride,
     out_stride,
     table_stride,
+    page_stride,
     scale,
     cap,
     window,
@@ -150,7 +150,7 @@ def _attend_spans(
     for at in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         n = at + tl.arange(0, BLOCK_N)
         there = (n >= low) & (n < high)
-        here = cache_ptr + slots_of(pages, n, there, PAGE) * (2 * KV_HEADS * DIM) + kv * DIM
+        here = cache_ptr + places_of(pages, n, there, page_stride, PAGE, 2 * KV_HEADS * DIM) + kv * DIM
         inside = there[:, None] & (d < DIM)[None, :]
         keys = tl.load(here[:, None] + d[None, :], mask=inside, other=0.0)
         values = tl.load(here[:, None] + (KV_HEADS * DIM + d)[None, :], mask=inside, other=0.0)

@@ -9,7 +9,7 @@ from overtone.kernels.gpu import rms_norm as norms_of_rows
 from overtone.kernels.gpu import rotate_and_write as rotation
 from overtone.kernels.gpu import silu_times as gates
 from overtone.kernels.gpu.layer_configs import rotate_config
-from overtone.kernels.native.records import HeadNorms
+from overtone.kernels.layers import HeadNorms
 
 
 class GpuKernels:
@@ -51,7 +51,7 @@ class GpuKernels:
     ) -> None:
         """Rotates queries and keys in place, each head first normed; writes keys and values to their slots.
 
-        qkv: (m, (heads + 2 kv_heads) D); cos, signed_sin: (m, D), contiguous; slots: (m,) int64, -1: nowhere; cache: (slots,
-        2, kv_heads, D).
+        qkv: (m, (heads + 2 kv_heads) D); cos, signed_sin: (m, D), contiguous; slots: (m,) int64, -1: nowhere; cache: (pages,
+        page_tokens, 2, kv_heads, D).
         """
         rotation.rotate_and_write(qkv, cos, signed_sin, slots, cache, norms, self._rotate)

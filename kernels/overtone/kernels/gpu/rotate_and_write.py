@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from overtone.kernels.native.records import HeadNorms
+from overtone.kernels.layers import HeadNorms
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,16 @@ def rotate_and_write(
     config: RotateConfig,
 ) -> None:
     """qkv: (m, (heads + 2 kv_heads) D), its last dimension contiguous; cos, signed_sin: (m, D), contiguous, of any floating
-    dtype; slots: (m,) int64, -1: this token is not written to the cache; cache: (slots, 2, kv_heads, D), contiguous."""
+    dtype; slots: (m,) int64, -1: this token is not written to the cache; cache: (pages,
+    page_tokens, 2, kv_heads, D), each page a run of memory."""
     m, width = qkv.shape
-    kv_heads, dim = cache.shape[2:]
+    kv_heads, dim = cache.shape[3:]
     heads = width // dim
     assert dim % 2 == width % dim == 0
     assert cos.shape == signed_sin.shape == (m, dim)
     assert cos.is_contiguous()
     assert signed_sin.is_contiguous()
-    assert cache.is_contiguous()
+    assert cache[0].is_contiguous()
     assert qkv.stride(1) == 1
     assert len(slots) == m
     if not m:
@@ -51,8 +52,9 @@ def rotate_and_write(
     half = max(16, triton.next_power_of_2(dim // 2))
     query, key = (cos, cos) if norms is None else (norms.query, norms.key)
     _rotate_and_write[m, triton.cdiv(heads, config.block_h)](
-        qkv, cos, signed_sin, slots, cache, query, key, qkv.stride(0), 0.0 if norms is None else norms.epsilon,
-        HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, DIM=dim, HALF=half, BLOCK_H=config.block_h,
+        qkv, cos, signed_sin, slots, cache, query, key, qkv.stride(0), cache.stride(0),
+        0.0 if norms is None else norms.epsilon,
+        HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, DIM=dim, HALF=half, PAGE=cache.shape[1], BLOCK_H=config.block_h,
         NORMED=norms is not None, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -67,11 +69,13 @@ def _rotate_and_write(
     query_norm_ptr,
     key_norm_ptr,
     stride,
+    page_stride,
     epsilon,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     HALF: tl.constexpr,
+    PAGE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     NORMED: tl.constexpr,
 ):
@@ -105,7 +109,8 @@ def _rotate_and_write(
     tl.store(at + DIM // 2, new_b, mask=there & turns)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     # The keys and the values of a slot are 2 KV_HEADS heads in a row, as they are here.
-    to = cache_ptr + slot * (2 * KV_HEADS * DIM) + (head - HEADS)[:, None] * DIM + j[None, :]
+    here = cache_ptr + slot // PAGE * page_stride + slot % PAGE * (2 * KV_HEADS * DIM)
+    to = here + (head - HEADS)[:, None] * DIM + j[None, :]
     written = there & (head >= HEADS)[:, None] & (slot >= 0)
     cached = cache_ptr.dtype.element_ty
     tl.store(to, new_a.to(cached), mask=written)

@@ -1,8 +1,9 @@
 """How attention's scores become weights, and where a token's keys lie: what the kernels of single tokens and of prompts
 share.
 
-A layer's cache is (slots, 2, kv_heads, D), keys then values; slot = page * page_tokens + position in the page. Scores are
-kept times log2 e, so that weights are powers of two.
+A layer's cache is (pages, page_tokens, 2, kv_heads, D), keys then values; each page is a run of memory, pages are any
+distance apart (other layers' parts may lie between); slot = page * page_tokens + position in the page. Scores are kept
+times log2 e, so that weights are powers of two.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ class Scoring:
     window: int = 0
 
 
-def check_cache(query: torch.Tensor, cache: torch.Tensor, page_tokens: int) -> None:
-    """query: (T, heads, D), tokens any distance apart; cache: (slots, 2, kv_heads, D), contiguous."""
-    assert query.shape[2] == cache.shape[3]
-    assert query.shape[1] % cache.shape[2] == 0
+def check_cache(query: torch.Tensor, cache: torch.Tensor) -> None:
+    """query: (T, heads, D), tokens any distance apart; cache: (pages, page_tokens, 2, kv_heads, D)."""
+    page_tokens, kv_heads, dim = cache.shape[1], *cache.shape[3:]
+    assert query.shape[2] == dim
+    assert query.shape[1] % kv_heads == 0
     assert query.stride()[1:] == (query.shape[2], 1)
-    assert cache.is_contiguous()
+    assert cache[0].is_contiguous()
     assert page_tokens >= 8
     assert page_tokens & (page_tokens - 1) == 0
     assert query.dtype is cache.dtype
@@ -54,10 +56,10 @@ def scores_of(products, scale, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def slots_of(table_ptr, keys, seen, PAGE: tl.constexpr):
-    """table_ptr: a sequence's pages; keys: positions in it; int64 slots, 0 where a key is not seen."""
+def places_of(table_ptr, keys, seen, page_stride, PAGE: tl.constexpr, TOKEN: tl.constexpr):
+    """table_ptr: a sequence's pages; keys: positions in it; int64, where their keys lie, 0 where a key is not seen."""
     page = tl.load(table_ptr + keys // PAGE, mask=seen, other=0).to(tl.int64)
-    return tl.where(seen, page * PAGE + keys % PAGE, 0)
+    return tl.where(seen, page * page_stride + keys % PAGE * TOKEN, 0)
 
 
 @triton.jit

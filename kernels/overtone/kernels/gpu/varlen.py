@@ -79,18 +79,16 @@ class VarlenAttention:
         keys: torch.Tensor,
         table: torch.Tensor,
         longest: tuple[int, int],
-        page_tokens: int,
         scale: float,
     ) -> torch.Tensor:
         """The last tokens of sequences whose keys are in the cache, their own included.
 
-        query: (T, heads, D); cache: (slots, 2, kv_heads, D); ends: (S + 1,) int32, of the tokens; keys: (S,) int32, how many
-        a sequence has with them; table: (S, P) int32; longest: the most tokens and the most keys of one sequence.
+        query: (T, heads, D); cache: (pages, page_tokens, 2, kv_heads, D); ends: (S + 1,) int32, of the tokens; keys:
+        (S,) int32, how many a sequence has with them; table: (S, P) int32; longest: the most tokens and the most keys of one sequence.
         """
-        assert self.takes_pages(page_tokens)
-        by_page = cache.view(-1, page_tokens, *cache.shape[1:])
+        assert self.takes_pages(cache.shape[1])
         found = {"block_table": table, "seqused_k": keys}
-        return self._attended(query, by_page[:, :, 0], by_page[:, :, 1], ends, None, *longest, scale, found)
+        return self._attended(query, cache[:, :, 0], cache[:, :, 1], ends, None, *longest, scale, found)
 
     def _attended(
         self,

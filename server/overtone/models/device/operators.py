@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from overtone.kernels.gpu.expand import add_expanded, add_expanded_tiles
-from overtone.kernels.gpu.prompts import add_core_tiles, add_inverse_tiles, analyse_tiles
 
 from overtone.kernels import SharedMatrix
 from overtone.kernels.gpu import configs, low_rank_configs
 from overtone.kernels.gpu.analyse import analyse
 from overtone.kernels.gpu.batch import TILE, Layers, Words
+from overtone.kernels.gpu.expand import add_expanded, add_expanded_tiles
 from overtone.kernels.gpu.low_rank import add_low_rank, add_low_rank_tiles
 from overtone.kernels.gpu.plans import BLOCK
 from overtone.kernels.gpu.synthesise import add_synthesis
+from overtone.kernels.gpu.tiles import add_core_tiles, add_inverse_tiles, analyse_tiles
 from overtone.models.adapter_rows import Output
 from overtone.models.device.extents import Packed, Plans, bounded
 from overtone.models.device.rows import KindRows
@@ -131,9 +131,9 @@ class Operators:
         plan = self._plans.of(kind, size, inverse=True)
         assert plan is not None
         u = torch.empty(
-            len(tiles.rows), len(layers.slots), plan.blocks * BLOCK, TILE, dtype=z.dtype, device=self._device
+            len(tiles.rows), len(layers.slots), TILE, plan.blocks * BLOCK, dtype=z.dtype, device=self._device
         )
-        add_core_tiles(plan, z, tiles, self._words, layers, u, configs.core_tiles_config(size, self._capability))
+        add_core_tiles(plan, z, tiles, self._words, layers, u, configs.core_tiles_config(self._capability))
         config = configs.inverse_tiles_config(size, self._capability)
         add_inverse_tiles(plan, u, tiles, self._words, layers, y, config)
 
@@ -142,12 +142,12 @@ class Operators:
         if rows.decoded is not None:
             tokens = len(rows.decoded.rows)
             h = torch.empty(tokens, count, rank, dtype=torch.float32, device=self._device)
-            config = low_rank_configs.low_rank_config(rank, tokens, self._capability)
+            config = low_rank_configs.low_rank_config(rank, self._capability)
             add_low_rank(x, rows.decoded, self._words, layers, rank, h, target.y, config)
         if rows.prompts is not None:
             tiles = len(rows.prompts.rows)
             h = torch.empty(tiles, count, rank, TILE, dtype=torch.float32, device=self._device)
-            config = low_rank_configs.low_rank_config(rank, tiles * TILE, self._capability)
+            config = low_rank_configs.low_rank_config(rank, self._capability)
             add_low_rank_tiles(x, rows.prompts, self._words, layers, rank, h, target.y, config)
 
     def add_expansions(self, x: torch.Tensor, rows: KindRows, target: Target, rank: int) -> None:
@@ -155,12 +155,11 @@ class Operators:
             layers = self._layer(target, place)
             matrix = self._projections[module].matrix[:rank, : x.shape[1]]
             h = (x.to(matrix.dtype) @ matrix.T).float()
+            config = low_rank_configs.expand_config(rank, self._capability)
             if rows.decoded is not None:
                 tokens = len(rows.decoded.rows)
-                config = low_rank_configs.expand_config(rank, tokens, self._capability)
                 add_expanded(h[:tokens], rows.decoded, self._words, layers, target.y, config)
             if rows.prompts is not None:
-                config = low_rank_configs.expand_config(rank, len(h), self._capability)
                 add_expanded_tiles(h, rows.prompts, self._words, layers, target.y, config)
 
     def _layers_of(self, target: Target) -> Layers:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from overtone.kernels.gpu import layer_configs
 from overtone.kernels.gpu.attend_decode import SeenKeys, attend_decode, decode_workspace, splits_of
 from overtone.kernels.gpu.attend_prefill import Spans, SpanTiles, attend_prefill, prefill_tiles
 from overtone.kernels.gpu.scoring import Scoring
-
-from overtone.kernels.gpu import layer_configs
 from overtone.models.attend import Softmax
 from overtone.models.paged import Span
 
@@ -74,7 +74,7 @@ class DevicePaged:
         assert self._decoded is not None
         heads, dim = query.shape[1:]
         cache = self.of_layer(layer)
-        config = layer_configs.decode_config(dim, heads // cache.shape[3], self._capability)
+        config = layer_configs.decode_config(self._capability, dim)
         splits = splits_of(self._longest, scoring.window, config)
         room = decode_workspace(len(self._decoded.tokens), heads, dim, splits)
         workspace = torch.empty(room, dtype=torch.float32, device=query.device)
@@ -84,7 +84,7 @@ class DevicePaged:
         assert self._chunks is not None
         cache = self.of_layer(layer)
         group = query.shape[1] // cache.shape[3]
-        config = layer_configs.prefill_config(query.shape[2], group, self._capability)
+        config = layer_configs.prefill_config(self._capability, query.shape[2])
         tiles = self._tiles.get((group, config))
         if tiles is None:
             tiles = prefill_tiles(self._chunks.shapes, group, config, query.device)
