@@ -68,7 +68,7 @@ def launch(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "cut"])
 def _analyse(
     x_ptr,
     rows_ptr,
