@@ -6,13 +6,10 @@ row's neighbours. Nothing here was timed yet.
 
 from __future__ import annotations
 
-import triton
-
 from overtone.kernels.gpu.batch import TILE
 from overtone.kernels.gpu.expand import ExpandConfig
 from overtone.kernels.gpu.low_rank import LowRankConfig
 from overtone.kernels.gpu.materialise import MaterialiseConfig
-
 
 
 def low_rank_config(most: int, capability: int) -> LowRankConfig:
@@ -33,4 +30,4 @@ def materialise_config(capability: int) -> MaterialiseConfig:
 
 
 def _ranks(most: int, low: int, high: int) -> int:
-    return min(max(triton.next_power_of_2(most), low), high)
+    return min(max(1 << (most - 1).bit_length(), low), high)
