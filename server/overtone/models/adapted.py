@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,20 @@ from overtone.models.adapter_rows import AddsAdapters, Output
 from overtone.models.packed import PackedLinear
 
 
+class CleanWeights(Protocol):
+    """Who changes the weights of layers in place for a while."""
+
+    def clean(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A copy, in the host's memory, of the weight that `name` has when nothing is changed. weight: the layer's."""
+
+
 class StepSlot:
     """Where the runner leaves the current pass's `AdapterStep` for the adapted layers. None: nothing to add.
 
     step: for all packed tokens; head: for the tokens whose logits are wanted, which are all that the head sees.
     deterministic: whether the layers compute each row to the last bit as if it were alone (`overtone.models.blocks`);
-    native: the CPU kernels that they may use; device: those of the GPU that they run on.
+    native: the CPU kernels that they may use; device: those of the GPU that they run on; merged: who knows weights that are
+    changed in place for a while.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class StepSlot:
         self.deterministic = deterministic
         self.native = native
         self.device = device
+        self.merged: CleanWeights | None = None
         self.step: AddsAdapters | None = None
         self.head: AddsAdapters | None = None
 
