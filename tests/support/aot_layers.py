@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 import triton
 
-from overtone.kernels.gpu import attend_decode, attend_prefill, layer_configs, rms_norm, rotate_and_write, sample, silu_times
+from overtone.kernels.gpu import (
+    attend_decode,
+    attend_prefill,
+    layer_configs,
+    rms_norm,
+    rotate_and_write,
+    sample,
+    silu_times,
+)
 
 
 class Layer(NamedTuple):
@@ -29,6 +37,7 @@ LAYERS = (
 )
 """SmolLM2, Llama, Qwen and their kin; the shapes of gpt-oss, Gemma 2 and Falcon."""
 
+ROTATED = (Layer(9, 3, 64), Layer(32, 8, 128), Layer(16, 8, 256), Layer(71, 1, 64))
 WIDTHS = (576, 4096, 16384)
 PAGE = 16
 Case = tuple[str, Any, dict[str, str], dict[str, Any], int]
@@ -38,6 +47,7 @@ def layer_cases(capability: int) -> Iterator[Case]:
     """Name, kernel, the kinds of its arguments, its constants, warps."""
     for layer in LAYERS:
         yield from _attention(capability, layer)
+    for layer in ROTATED:
         for normed in (False, True):
             yield _rotation(capability, layer, normed)
     for width in WIDTHS:
@@ -61,9 +71,9 @@ def _attention(capability: int, layer: Layer) -> Iterator[Case]:
     shared = {"DIM": layer.dim, "WIDTH": width, "SINKS": layer.sinks}
     both = shared | {"KV_HEADS": layer.kv_heads, "GROUP": group, "PAGE": PAGE, "CAPPED": layer.capped}
     constants = both | {
-        "ROWS": max(16, triton.next_power_of_2(group)), "SPLIT": decode.split, "BLOCK_N": decode.block_n
+        "ROWS": decode.rows(group), "SPLIT": decode.split, "BLOCK_N": decode.block_n
     }  # fmt: skip
-    yield f"decode {layer}", attend_decode._attend_parts, kinds, constants, decode.warps
+    yield f"decode {layer}", attend_decode._attend_parts, kinds, constants, decode.warps_of(group)
     constants = shared | {"HEADS": layer.heads, "SPLIT": decode.split, "PARTS": attend_decode.PARTS}
     yield f"parts {layer}", attend_decode._add_parts, kinds, constants, decode.warps
     constants = both | {"BLOCK_M": prefill.rows(group), "BLOCK_N": prefill.block_n}

@@ -23,6 +23,8 @@ from overtone.kernels.gpu.scoring import Scoring, check_cache, divided, scores_o
 
 PARTS = 16
 """That a program of the second kernel adds at once."""
+_TALL = 32
+"""Rows above which a program has twice as many warps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,14 @@ class DecodeConfig:
     block_n: int = 64
     programs: int = 16384
     warps: int = 4
+
+    def rows(self, group: int) -> int:
+        """Of a tile, `group` query heads sharing a key head."""
+        return int(max(16, triton.next_power_of_2(group)))
+
+    def warps_of(self, group: int) -> int:
+        """Of a program."""
+        return self.warps * (2 if self.rows(group) > _TALL else 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,9 +105,9 @@ def attend_decode(
     _attend_parts[batch, kv_heads, programs](
         query, cache, seen.tokens, seen.lengths, seen.table, sinks, sums, states, out,
         query.stride(0), out.stride(0), seen.table.stride(0), splits, scoring.scale, scoring.cap or 0.0, scoring.window,
-        KV_HEADS=kv_heads, GROUP=group, DIM=dim, ROWS=max(16, triton.next_power_of_2(group)), WIDTH=max(16, width),
+        KV_HEADS=kv_heads, GROUP=group, DIM=dim, ROWS=config.rows(group), WIDTH=max(16, width),
         PAGE=page_tokens, SPLIT=config.split, BLOCK_N=config.block_n, CAPPED=scoring.cap is not None,
-        SINKS=scoring.sinks is not None, num_warps=config.warps, enable_fp_fusion=True,
+        SINKS=scoring.sinks is not None, num_warps=config.warps_of(group), enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
         _add_parts[batch, heads](
@@ -158,9 +168,8 @@ def _attend_parts(
     head = kv * GROUP + g
     real = (g < GROUP)[:, None] & (d < DIM)[None, :]
     place = head[:, None] * DIM + d[None, :]
-    out_at = out_ptr + token * out_stride + place
     if length <= 0:
-        tl.store(out_at, tl.zeros((ROWS, WIDTH), out_ptr.dtype.element_ty), mask=real)
+        tl.store(out_ptr + token * out_stride + place, tl.zeros((ROWS, WIDTH), out_ptr.dtype.element_ty), mask=real)
         return
     query = tl.load(query_ptr + token * query_stride + place, mask=real, other=0.0)
     pages = table_ptr + row * table_stride
@@ -185,12 +194,17 @@ def _attend_parts(
             total = total * fade + tl.sum(weights, 1)
             sums = tl.dot(weights.to(values.dtype), values, sums * fade[:, None], input_precision="ieee")
             largest = most
+        # Read again, always 0: so the addresses are made anew and take no registers all through the loop.
+        g = tl.arange(0, ROWS) + (tl.load(lengths_ptr + row, volatile=True).to(tl.int32) - length)
+        head = kv * GROUP + g
+        real = (g < GROUP)[:, None] & (d < DIM)[None, :]
         if parts == 1:
             found = divided(sums, largest, total, sinks_ptr, head, g < GROUP, SINKS)
-            tl.store(out_at, found.to(out_ptr.dtype.element_ty), mask=real)
+            to = out_ptr + (token * out_stride + head * DIM)[:, None] + d[None, :]
+            tl.store(to, found.to(out_ptr.dtype.element_ty), mask=real)
         else:
             unit = (row * (KV_HEADS * GROUP) + head) * splits + part
-            tl.store(sums_ptr + unit[:, None] * DIM + d[None, :], sums, mask=real)
+            tl.store(sums_ptr + (unit * DIM)[:, None] + d[None, :], sums, mask=real)
             tl.store(states_ptr + unit * 2, largest, mask=g < GROUP)
             tl.store(states_ptr + unit * 2 + 1, total, mask=g < GROUP)
 

@@ -138,8 +138,8 @@ def _attend_spans(
     position = past + order
     real = (order < end)[:, None] & (d < DIM)[None, :]
     packed = (tl.load(starts_ptr + span) + order).to(tl.int64)
-    place = head[:, None] * DIM + d[None, :]
-    query = tl.load(query_ptr + packed[:, None] * query_stride + place, mask=real, other=0.0)
+    query_at = query_ptr + (packed * query_stride + head * DIM)[:, None] + d[None, :]
+    query = tl.load(query_at, mask=real, other=0.0)
     low, high = past - past, past + end
     if window > 0:
         low = tl.maximum(past + begin - window + 1, 0)
@@ -167,8 +167,14 @@ def _attend_spans(
         total = total * fade + tl.sum(weights, 1)
         sums = tl.dot(weights.to(values.dtype), values, sums * fade[:, None], input_precision="ieee")
         largest = most
+    # Read again, so that the addresses are made anew and take no registers all through the loop.
+    begin = tl.load(tile_firsts_ptr + tl.program_id(0), volatile=True)
+    order = begin + m // GROUP
+    packed = (tl.load(starts_ptr + span) + order).to(tl.int64)
+    to = out_ptr + (packed * out_stride + head * DIM)[:, None] + d[None, :]
+    real = (order < end)[:, None] & (d < DIM)[None, :]
     # Rows that belong to no token have seen nothing where the window is short.
     total = tl.where(total > 0.0, total, 1.0)
     largest = tl.where(largest == float("-inf"), 0.0, largest)
     found = divided(sums, largest, total, sinks_ptr, head, order < end, SINKS)
-    tl.store(out_ptr + packed[:, None] * out_stride + place, found.to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(to, found.to(out_ptr.dtype.element_ty), mask=real)
