@@ -64,12 +64,18 @@ def _attention(capability: int, layer: Layer) -> Iterator[Case]:
     group, width = layer.heads // layer.kv_heads, triton.next_power_of_2(layer.dim)
     kinds = {
         "query_ptr": "*bf16", "cache_ptr": "*bf16", "out_ptr": "*bf16", "tokens_ptr": "*i64", "lengths_ptr": "*i32",
-        "table_ptr": "*i32", "sinks_ptr": "*bf16", "sums_ptr": "*fp32", "states_ptr": "*fp32", "query_stride": "i32",
-        "out_stride": "i32", "table_stride": "i32", "splits": "i32", "scale": "fp32", "cap": "fp32", "window": "i32",
+        "table_ptr": "*i32", "sinks_ptr": "*bf16", "sums_ptr": "*fp32", "states_ptr": "*fp32",
+        "table_stride": "i32", "splits": "i32", "scale": "fp32", "cap": "fp32", "window": "i32",
         "tile_spans_ptr": "*i32", "tile_firsts_ptr": "*i32", "starts_ptr": "*i32", "past_ptr": "*i32",
     }  # fmt: skip
-    shared = {"DIM": layer.dim, "WIDTH": width, "SINKS": layer.sinks}
-    both = shared | {"KV_HEADS": layer.kv_heads, "GROUP": group, "PAGE": PAGE, "CAPPED": layer.capped}
+    shared = {"DIM": layer.dim, "WIDTH": width, "SINKS": layer.sinks, "OUT_STRIDE": layer.heads * layer.dim}
+    both = shared | {
+        "QUERY_STRIDE": (layer.heads + 2 * layer.kv_heads) * layer.dim,
+        "KV_HEADS": layer.kv_heads,
+        "GROUP": group,
+        "PAGE": PAGE,
+        "CAPPED": layer.capped,
+    }
     constants = both | {
         "ROWS": decode.rows(group), "SPLIT": decode.split, "BLOCK_N": decode.block_n
     }  # fmt: skip

@@ -104,15 +104,17 @@ def attend_decode(
     programs = min(splits, triton.cdiv(config.programs, batch * kv_heads))
     _attend_parts[batch, kv_heads, programs](
         query, cache, seen.tokens, seen.lengths, seen.table, sinks, sums, states, out,
-        query.stride(0), out.stride(0), seen.table.stride(0), splits, scoring.scale, scoring.cap or 0.0, scoring.window,
-        KV_HEADS=kv_heads, GROUP=group, DIM=dim, ROWS=config.rows(group), WIDTH=max(16, width),
+        seen.table.stride(0), splits, scoring.scale, scoring.cap or 0.0, scoring.window,
+        QUERY_STRIDE=query.stride(0), OUT_STRIDE=out.stride(0), KV_HEADS=kv_heads, GROUP=group, DIM=dim,
+        ROWS=config.rows(group), WIDTH=max(16, width),
         PAGE=page_tokens, SPLIT=config.split, BLOCK_N=config.block_n, CAPPED=scoring.cap is not None,
         SINKS=scoring.sinks is not None, num_warps=config.warps_of(group), enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
         _add_parts[batch, heads](
-            seen.tokens, seen.lengths, sinks, sums, states, out, out.stride(0), splits, scoring.window,
-            HEADS=heads, DIM=dim, WIDTH=width, SPLIT=config.split, PARTS=PARTS, SINKS=scoring.sinks is not None,
+            seen.tokens, seen.lengths, sinks, sums, states, out, splits, scoring.window,
+            OUT_STRIDE=out.stride(0), HEADS=heads, DIM=dim, WIDTH=width, SPLIT=config.split, PARTS=PARTS,
+            SINKS=scoring.sinks is not None,
             num_warps=config.warps, enable_fp_fusion=True,
         )  # fmt: skip
 
@@ -138,13 +140,13 @@ def _attend_parts(
     sums_ptr,
     states_ptr,
     out_ptr,
-    query_stride,
-    out_stride,
     table_stride,
     splits,
     scale,
     cap,
     window,
+    QUERY_STRIDE: tl.constexpr,
+    OUT_STRIDE: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -169,9 +171,9 @@ def _attend_parts(
     real = (g < GROUP)[:, None] & (d < DIM)[None, :]
     place = head[:, None] * DIM + d[None, :]
     if length <= 0:
-        tl.store(out_ptr + token * out_stride + place, tl.zeros((ROWS, WIDTH), out_ptr.dtype.element_ty), mask=real)
+        tl.store(out_ptr + token * OUT_STRIDE + place, tl.zeros((ROWS, WIDTH), out_ptr.dtype.element_ty), mask=real)
         return
-    query = tl.load(query_ptr + token * query_stride + place, mask=real, other=0.0)
+    query = tl.load(query_ptr + token * QUERY_STRIDE + place, mask=real, other=0.0)
     pages = table_ptr + row * table_stride
     for part in range(tl.program_id(2), parts, tl.num_programs(2)):
         low = tl.maximum((begin + part) * SPLIT, first)
@@ -200,7 +202,7 @@ def _attend_parts(
         real = (g < GROUP)[:, None] & (d < DIM)[None, :]
         if parts == 1:
             found = divided(sums, largest, total, sinks_ptr, head, g < GROUP, SINKS)
-            to = out_ptr + (token * out_stride + head * DIM)[:, None] + d[None, :]
+            to = out_ptr + (token * OUT_STRIDE + head * DIM)[:, None] + d[None, :]
             tl.store(to, found.to(out_ptr.dtype.element_ty), mask=real)
         else:
             unit = (row * (KV_HEADS * GROUP) + head) * splits + part
@@ -217,9 +219,9 @@ def _add_parts(
     sums_ptr,
     states_ptr,
     out_ptr,
-    out_stride,
     splits,
     window,
+    OUT_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -253,5 +255,5 @@ def _add_parts(
         largest = most
     heads = head + tl.arange(0, 1)
     result = divided(sums, largest, total, sinks_ptr, heads, heads < HEADS, SINKS)
-    to = out_ptr + token * out_stride + (head * DIM + d)[None, :]
+    to = out_ptr + token * OUT_STRIDE + (head * DIM + d)[None, :]
     tl.store(to, result.to(out_ptr.dtype.element_ty), mask=(d < DIM)[None, :])

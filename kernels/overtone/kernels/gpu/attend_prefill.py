@@ -91,8 +91,9 @@ def attend_prefill(
         return
     _attend_spans[len(tiles.spans), kv_heads](
         query, cache, tiles.spans, tiles.firsts, spans.starts, spans.tokens, spans.past, spans.table,
-        query if scoring.sinks is None else scoring.sinks, out, query.stride(0), out.stride(0), spans.table.stride(0),
-        scoring.scale, scoring.cap or 0.0, scoring.window, KV_HEADS=kv_heads, GROUP=group, DIM=dim,
+        query if scoring.sinks is None else scoring.sinks, out, spans.table.stride(0),
+        scoring.scale, scoring.cap or 0.0, scoring.window, QUERY_STRIDE=query.stride(0), OUT_STRIDE=out.stride(0),
+        KV_HEADS=kv_heads, GROUP=group, DIM=dim,
         WIDTH=max(16, triton.next_power_of_2(dim)), PAGE=page_tokens, BLOCK_M=config.rows(group), BLOCK_N=config.block_n,
         CAPPED=scoring.cap is not None, SINKS=scoring.sinks is not None, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
@@ -110,12 +111,12 @@ def _attend_spans(
     table_ptr,
     sinks_ptr,
     out_ptr,
-    query_stride,
-    out_stride,
     table_stride,
     scale,
     cap,
     window,
+    QUERY_STRIDE: tl.constexpr,
+    OUT_STRIDE: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -138,7 +139,7 @@ def _attend_spans(
     position = past + order
     real = (order < end)[:, None] & (d < DIM)[None, :]
     packed = (tl.load(starts_ptr + span) + order).to(tl.int64)
-    query_at = query_ptr + (packed * query_stride + head * DIM)[:, None] + d[None, :]
+    query_at = query_ptr + (packed * QUERY_STRIDE + head * DIM)[:, None] + d[None, :]
     query = tl.load(query_at, mask=real, other=0.0)
     low, high = past - past, past + end
     if window > 0:
@@ -171,7 +172,7 @@ def _attend_spans(
     begin = tl.load(tile_firsts_ptr + tl.program_id(0), volatile=True)
     order = begin + m // GROUP
     packed = (tl.load(starts_ptr + span) + order).to(tl.int64)
-    to = out_ptr + (packed * out_stride + head * DIM)[:, None] + d[None, :]
+    to = out_ptr + (packed * OUT_STRIDE + head * DIM)[:, None] + d[None, :]
     real = (order < end)[:, None] & (d < DIM)[None, :]
     # Rows that belong to no token have seen nothing where the window is short.
     total = tl.where(total > 0.0, total, 1.0)

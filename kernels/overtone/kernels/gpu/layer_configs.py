@@ -21,10 +21,7 @@ def decode_config(capability: int, dim: int) -> DecodeConfig:
 
 
 def prefill_config(capability: int, dim: int) -> PrefillConfig:
-    if dim > _WIDE:
-        return PrefillConfig(block_m=64, block_n=32)
-    # With 128 rows of 128 numbers groups of three query heads spill on sm_80.
-    return PrefillConfig(block_m=64, warps=4) if capability < 90 and dim > _WIDE // 2 else PrefillConfig()
+    return PrefillConfig() if dim <= _WIDE else PrefillConfig(block_m=64, block_n=32)
 
 
 def rotate_config(capability: int) -> RotateConfig:
