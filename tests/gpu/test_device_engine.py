@@ -18,15 +18,14 @@ from overtone.models.base import BaseModel
 from support.recorder import Recorder, serve
 from support.reference import MergedReference
 from support.requests import make_request
-from support.tiny import tiny_model
-from support.tiny_device import CONFIG, deltas_of, memory_of, tiny_device_base, tiny_folders
+from support.tiny_device import CONFIG, deltas_of, memory_of, one_layer, tiny_device_base, tiny_folders
 
 NEW_TOKENS = 3
 
 
 @pytest.fixture(scope="module")
 def reference() -> MergedReference:
-    return MergedReference(tiny_model())
+    return MergedReference(one_layer())
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +107,11 @@ def test_merged(base: BaseModel, reference: MergedReference, folders: dict[str, 
     runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
     name = next(iter(deltas_of(base, folders["loca"])))
     clean = base.weight(name)
-    (one,) = prompts(base, [20])
+    ids = prompts(base, [20, 21, 19])
     for path, merged in ((folders["loca"], True), (folders["lora"], False), (folders["loca"], True)):
-        work = [(one, deltas_of(base, path))] * (3 if merged else 1)
-        expected = reference.greedy(path, one, NEW_TOKENS)
-        assert generate(base, runner, work) == [expected] * len(work)
-        assert (base.slot.merged is not None and runner.merged) is merged
+        deltas = deltas_of(base, path)
+        work = [(one, deltas) for one in ids[: 3 if merged else 1]]
+        assert generate(base, runner, work) == [reference.greedy(path, one, NEW_TOKENS) for one, _ in work]
+        assert runner.merged is merged
         assert torch.equal(base.weight(name), clean)
     assert runner.paths["merged"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,12 @@ CONFIG = EngineConfig(max_batch=4, max_step_tokens=24, max_context_tokens=64, pa
 
 
 def tiny_device_base(kind: str = "llama") -> BaseModel:
-    return prepare(tiny_model(kind).to(DEVICE), tiny_tokenizer(), "tiny", capability=90)
+    return prepare(one_layer(kind).to(DEVICE), tiny_tokenizer(), "tiny", capability=90)
+
+
+def one_layer(kind: str = "llama") -> Any:
+    """The interpreter takes seconds a layer."""
+    return tiny_model(kind, num_hidden_layers=1)
 
 
 def memory_of(base: BaseModel, config: EngineConfig, adapter_pages: int = 40, least: int | None = None) -> DeviceMemory:
@@ -41,7 +47,7 @@ def tiny_folders(base: BaseModel, root: Path) -> dict[str, Path]:
     every = [name.rpartition(".")[2] for name in base.modules if ".0." in name]
     two = {name: shape for name, shape in base.modules.items() if name.endswith(("q_proj", "v_proj"))}
     make_loca_folder(root / "loca", two, n=200, seed=1, strength=0.5)
-    model = tiny_model()
+    model = one_layer()
     fourier = {"n_frequency": 40, "scaling": 30.0, "target_modules": ["q_proj", "down_proj"]}
     peft_folder(root / "lora", model, peft_config("LoraConfig", r=3, lora_alpha=4, target_modules=every))
     peft_folder(root / "fourier", model, peft_config("FourierFTConfig", **fourier))
