@@ -102,16 +102,17 @@ class _Ahead:
 
 
 def test_merged(base: BaseModel, reference: MergedReference, folders: dict[str, Path]) -> None:
-    """An adapter that has the model to itself is merged after a while, another one finds the weights as they were, and so
-    does who reads them meanwhile."""
+    """An adapter that has the model to itself is merged after a while; another one, or none, finds the weights as they
+    were to the last bit, and so does who reads them meanwhile."""
     runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
     name = next(iter(deltas_of(base, folders["loca"])))
     clean = base.weight(name)
     ids = prompts(base, [20, 21, 19])
-    for path, merged in ((folders["loca"], True), (folders["lora"], False), (folders["loca"], True)):
-        deltas = deltas_of(base, path)
-        work = [(one, deltas) for one in ids[: 3 if merged else 1]]
-        assert generate(base, runner, work) == [reference.greedy(path, one, NEW_TOKENS) for one, _ in work]
-        assert runner.merged is merged
+    for path in (folders["loca"], folders["lora"], None):
+        deltas = None if path is None else deltas_of(base, path)
+        work = [(one, deltas) for one in ids]
+        assert generate(base, runner, work) == [reference.greedy(path, one, NEW_TOKENS) for one in ids]
+        assert runner.merged is (path is not None)
         assert torch.equal(base.weight(name), clean)
+        assert torch.equal(base.model.get_submodule(name).own_weight.cpu(), clean) is (path is None)
     assert runner.paths["merged"] > 0

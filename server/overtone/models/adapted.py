@@ -60,7 +60,9 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.linear = PackedLinear([base.weight], [base.bias], blocks=slot.deterministic, native=slot.native)
+        self.linear = PackedLinear(
+            [base.weight], [base.bias], blocks=slot.deterministic, native=slot.native, plain=slot.device is not None
+        )
         self._index = 0
         self._slot = slot
         self._is_head = is_head
@@ -70,7 +72,7 @@ class AdaptedLinear(nn.Module):
         """One product for all of `layers`, which from then on share it."""
         first = layers[0].linear
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        joined = PackedLinear(weights, biases, blocks=first.blocks, native=first.native)
+        joined = PackedLinear(weights, biases, blocks=first.blocks, native=first.native, plain=first.plain)
         for index, layer in enumerate(layers):
             layer.linear, layer._index = joined, index
         return joined
