@@ -10,7 +10,7 @@ import torch
 from overtone.kernels import CsrCore, FrameKind, SharedMatrix
 from overtone.kernels.gpu.placing import spectral_core
 from overtone.kernels.gpu.plans import FrameName, Plan, make_plan
-from overtone.kernels.gpu.records import Extent, expand_record, extent_of, pair_record
+from overtone.kernels.gpu.records import ALIGNMENT, Extent, expand_record, extent_of, pair_record
 from overtone.kernels.prepared import PreparedDense, PreparedLowRank
 from overtone.models.channels import AdapterDeltas, PreparedTerm
 
@@ -56,8 +56,9 @@ class Packed:
     projections: Mapping[str, SharedMatrix] = field(default_factory=dict)
 
     @property
-    def nbytes(self) -> int:
-        return 4 * len(self.extent.words)
+    def room(self) -> int:
+        """Words that it takes; an adapter that changes nothing has a place too."""
+        return max(ALIGNMENT, len(self.extent.words))
 
 
 class Packer:

@@ -75,7 +75,7 @@ class DevicePool:
             packed = self._staged[key].result()
             if packed is None or not self._accept(packed):
                 self._unfit.add(key)
-            elif (begin := self._memory.allocate(len(packed.extent.words))) is not None:
+            elif (begin := self._memory.allocate(packed.room)) is not None:
                 self._put(key, begin, packed)
             else:
                 continue
@@ -93,7 +93,7 @@ class DevicePool:
             packed = self._packed(key, deltas)
             if packed is None or not self._accept(packed):
                 self._unfit.add(key)
-            elif (begin := self._place(len(packed.extent.words), wanted.keys())) is not None:
+            elif (begin := self._place(packed.room, wanted.keys())) is not None:
                 self._put(key, begin, packed)
         if self._side is not None and self._copied:
             torch.cuda.current_stream().wait_stream(self._side)

@@ -1,0 +1,162 @@
+"""The memory that the KV cache and adapters on a GPU share, and the pool of adapters in it; here on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from overtone.engine.pages import PageAllocator
+from overtone.engine.prefix import PrefixCache
+from overtone.kernels import DCT, IDENTITY, Delta, LowRankCore, Term, sparse_core
+from overtone.kernels.gpu.records import ALIGNMENT
+from overtone.models.channels import AdapterDeltas
+from overtone.models.device.extents import Packer, Plans, Use
+from overtone.models.device.memory import CacheShape, DeviceMemory
+from overtone.models.device.pool import DevicePool, OnDevice
+from support.requests import make_sequence
+
+CPU = torch.device("cpu")
+SHAPE = CacheShape(layers=2, tokens=8, kv_heads=1, head_dim=16, dtype=torch.float32)
+PAGE = SHAPE.page_bytes // 4
+MODULES = {"a": (32, 64), "b": (64, 32), "head": (7, 64)}
+
+
+def memory(pages: int = 9, adapter_pages: int = 2, least: int = 4) -> tuple[DeviceMemory, PrefixCache]:
+    found = DeviceMemory(SHAPE, pages, adapter_pages, least, CPU)
+    cache = PrefixCache(PageAllocator(pages - 1, SHAPE.tokens), enabled=True)
+    found.bind(cache.lend, cache.take_back)
+    return found, cache
+
+
+def resident(*deltas: tuple[str, Delta]) -> AdapterDeltas:
+    from overtone.adapters.resident import make_resident
+
+    return make_resident("d", "x", dict(deltas)).deltas
+
+
+def low_rank(module: str, rank: int, seed: int = 0) -> AdapterDeltas:
+    p, q = MODULES[module]
+    generator = torch.Generator().manual_seed(seed)
+    core = LowRankCore(torch.randn(rank, q, generator=generator), torch.randn(p, rank, generator=generator))
+    return resident((module, Delta((Term(IDENTITY, core, IDENTITY),), (p, q))))
+
+
+def sparse(module: str, n: int) -> AdapterDeltas:
+    p, q = MODULES[module]
+    at = torch.randperm(p * q, generator=torch.Generator().manual_seed(n))[:n]
+    core = sparse_core(at // q, at % q, torch.ones(n), (p, q))
+    return resident((module, Delta((Term(DCT, core, DCT),), (p, q))))
+
+
+def pool_in(found: DeviceMemory) -> DevicePool:
+    return DevicePool(Packer(MODULES, Plans(torch.float32, CPU)), found)
+
+
+def test_pages_are_lent_and_come_back() -> None:
+    found, cache = memory()
+    assert found.cache.shape == (9, 2, 8, 2, 1, 16)
+    first = found.allocate(2 * PAGE)
+    assert first == 9 * PAGE
+    assert (found.lent, cache.total) == (0, 8)
+    second = found.allocate(3 * PAGE)
+    assert second == 6 * PAGE
+    assert (found.lent, cache.total) == (3, 5)
+    assert found.allocate(3 * PAGE) is None, "four pages stay the cache's"
+    assert cache.can_allocate(5)
+    assert not cache.can_allocate(6)
+    found.release(second)
+    assert (found.lent, cache.total) == (0, 8)
+    found.release(first)
+    assert sorted(cache.allocate(8)) == list(range(1, 9))
+
+
+def test_pages_in_use_are_not_lent() -> None:
+    found, cache = memory()
+    sequence = make_sequence("r", range(1, 60))
+    sequence.pages = cache.allocate(8)
+    assert found.allocate(3 * PAGE) is None
+    assert (found.lent, cache.total) == (0, 8)
+    sequence.computed = 59
+    cache.publish(sequence)
+    cache.release(sequence)
+    assert cache.cached == 7
+    # What is only remembered gives way, with what goes on from it.
+    assert found.allocate(5 * PAGE) is not None
+    assert (cache.total, cache.cached) == (5, 5)
+    again = make_sequence("s", range(1, 60))
+    matched = cache.match(again)
+    assert [each.page for each in matched] == [1, 2, 3, 4, 5]
+
+
+def test_extents_lie_where_they_are_said_to() -> None:
+    """Directories point to the records of their slots; the pair's numbers are there."""
+    found, _ = memory()
+    pool = pool_in(found)
+    deltas = low_rank("b", 3)
+    there = pool.of({"key": deltas})["key"]
+    assert there is not None
+    assert there.packed.uses == {Use("pair", "b", 8)}
+    assert there.directory("dct") == -1
+    words, at = found.words.words, there.directory("pair")
+    assert at % ALIGNMENT == 0
+    assert words[at].item() == 0, "slot a"
+    record = at + int(words[at + 1])
+    assert words[record].item() == 3
+    core = deltas["b"].terms[0].core
+    numbers = found.words.numbers[record + 4 : record + 4 + 3 * 32]
+    assert torch.equal(numbers.view(3, 32), core.down)  # type: ignore[union-attr]
+
+
+def test_least_recently_used_goes_first_and_never_what_the_step_uses() -> None:
+    found, _ = memory(adapter_pages=2, least=9)
+    pool = pool_in(found)
+    rank = (2 * PAGE - 24) // 96 // 2 - 1  # two fit, three do not
+    some: Mapping[str, AdapterDeltas] = {name: low_rank("b", rank, seed) for seed, name in enumerate("uvw")}
+
+    def of(*names: str) -> list[OnDevice | None]:
+        return list(pool.of({name: some[name] for name in names}).values())
+
+    assert None not in of("u", "v")
+    (kept,) = of("u")
+    assert of("w") != [None]
+    assert of("u") == [kept], "v went"
+    assert (pool.stats.uploads, pool.stats.evictions) == (3, 1)
+    # All three at once do not fit: one is left to torch's operators, and comes in when there is room.
+    assert of("u", "w", "v").count(None) == 1
+    assert of("v") != [None]
+    assert pool.stats.extents == 2
+
+
+@pytest.mark.parametrize(
+    ("deltas", "applied"),
+    [
+        (low_rank("head", 2), True),
+        ({}, True),
+        (sparse("head", 5), False),
+        (low_rank("b", 1) | sparse("head", 5), False),
+    ],
+    ids=["pair", "empty", "sparse", "both"],
+)
+def test_what_the_kernels_apply(deltas: AdapterDeltas, applied: bool) -> None:
+    """A layer of seven outputs has no transform, so its sparse core is torch's, and with it the whole adapter."""
+    found, _ = memory()
+    there = pool_in(found).of({"key": deltas})["key"]
+    assert (there is not None) is applied
+
+
+def test_staged_adapters_are_there_before_they_are_asked_for() -> None:
+    found, _ = memory()
+    pool = pool_in(found)
+    deltas = sparse("a", 40)
+    pool.stage("key", deltas)
+    pool.close()  # waits for the packing
+    pool.prefetch()
+    assert pool.stats.uploads == 1
+    assert pool.of({"key": deltas})["key"] is not None
+    assert pool.stats.uploads == 1
+    before = found.extents.used
+    pool.forget("key")
+    assert found.extents.used < before
+    assert pool.stats.extents == 0
