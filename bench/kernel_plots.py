@@ -1,0 +1,2 @@
+def plot(rows, path):
+    pass
