@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overtone.kernels.layers import HeadNorms
 from overtone.kernels.native import (
-    HeadNorms,
     NativeKernels,
     OwnedRows,
     SeenRows,

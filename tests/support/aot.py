@@ -14,10 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from overtone.kernels.gpu import analyse, configs, low_rank, synthesise
-from overtone.kernels.gpu.plans import BLOCK, split
-
-SIZES = (576, 1536, 4096, 14336)
+from support import aot_spectral
+from support.aot_low_rank import MULTIPLE, low_rank_cases
 
 
 class Compiled(NamedTuple):
@@ -30,51 +28,32 @@ class Compiled(NamedTuple):
 
 
 def compile_for(capability: int) -> dict[str, Compiled]:
-    """Every kernel at every size, bf16 operands."""
+    """Every kernel in every configuration, bf16 operands."""
     return {name: _compiled(capability, *arguments) for name, *arguments in _cases(capability)}
 
 
 def _cases(capability: int) -> Iterator[tuple[Any, ...]]:
-    for size in SIZES:
-        parts = split(size)
-        assert parts is not None
-        whole, cut = parts
-        padded = -(-cut // BLOCK) * BLOCK
-        one, other = configs.analyse_config(capability), configs.synthesise_config(capability)
-        constants = {
-            "SIZE": size, "N1": cut, "N2": whole, "PADDED": padded, "BLOCK_T": one.block_t,
-            "BLOCK_K": one.block_k, "BLOCK_N": one.block_n,
-        }  # fmt: skip
-        kinds = {
-            "x_ptr": "*bf16", "rows_ptr": "*i64", "f_ptr": "*bf16", "t_ptr": "*fp32", "m_ptr": "*bf16",
-            "z_ptr": "*fp32", "tokens": "i32", "x_stride": "i32",
-        }  # fmt: skip
-        yield f"analyse {size}", analyse._analyse, kinds, constants, one.warps
-        constants = {
-            "SIZE": size, "M1": whole, "M2": cut, "PADDED": padded, "BLOCK_C": min(other.block_c, whole),
-            "BLOCK_K": other.block_k, "BLOCK_N": other.block_n,
-        }  # fmt: skip
-        kinds = {
-            "z_ptr": "*fp32", "y_ptr": "*bf16", "rows_ptr": "*i64", "owners_ptr": "*i32", "table_ptr": "*i64",
-            "starts_ptr": "*i32", "cols_ptr": "*i16", "values_ptr": "*fp32", "slots_ptr": "*i32", "columns_ptr": "*i64",
-            "f_ptr": "*bf16", "t_ptr": "*fp32", "m_ptr": "*bf16", "inputs": "i32", "y_stride": "i32", "slots": "i32",
-        }  # fmt: skip
-        yield f"synthesise {size}", synthesise._add_synthesis, kinds, constants, other.warps
-    pair = configs.low_rank_config(capability)
-    kinds = {
-        "x_ptr": "*bf16", "h_ptr": "*fp32", "y_ptr": "*bf16", "rows_ptr": "*i64", "owners_ptr": "*i32",
-        "table_ptr": "*i64", "numbers_ptr": "*bf16", "slots_ptr": "*i32", "columns_ptr": "*i64", "widths_ptr": "*i32",
-        "x_stride": "i32", "y_stride": "i32", "inputs": "i32", "slots": "i32", "most": "i32", "layers": "i32",
-    }  # fmt: skip
-    yield "shrink", low_rank._shrink, kinds, {"BLOCK_R": pair.block_r, "BLOCK_Q": pair.block_q}, pair.warps
-    yield "expand", low_rank._expand, kinds, {"BLOCK_R": pair.block_r, "BLOCK_P": pair.block_p}, pair.warps
+    yield from aot_spectral.cases(capability)
+    yield from low_rank_cases(capability)
 
 
-def _compiled(capability: int, kernel: Any, kinds: dict[str, str], constants: dict[str, int], warps: int) -> Compiled:
+def _compiled(
+    capability: int,
+    kernel: Any,
+    kinds: dict[str, str],
+    constants: dict[str, Any],
+    warps: int,
+    multiples: frozenset[str] = frozenset(),
+) -> Compiled:
+    """multiples: numbers that are multiples of 16, which the launcher finds too."""
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
-    # As the launcher finds them: pointers are aligned.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    signature = {name: "constexpr" if name in constants else kinds[name].removesuffix(MULTIPLE) for name in names}
+    # As the launcher finds them: pointers are aligned, and some numbers multiples of 16.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or name in multiples or kinds.get(name, "").endswith(MULTIPLE)
+    }
     source = ASTSource(
         fn=kernel,
         signature=signature,

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from overtone.kernels.layers import LayerKernels
 from overtone.kernels.native import NativeKernels
-from overtone.models.adapter_rows import Output
-from overtone.models.adapter_step import AdapterStep
-from overtone.models.blocked_step import BlockedStep
+from overtone.models.adapter_rows import AddsAdapters, Output
 from overtone.models.packed import PackedLinear
 
 
@@ -24,14 +23,21 @@ class StepSlot:
 
     step: for all packed tokens; head: for the tokens whose logits are wanted, which are all that the head sees.
     deterministic: whether the layers compute each row to the last bit as if it were alone (`overtone.models.blocks`);
-    native: the CPU kernels that they may use.
+    native: the CPU kernels that they may use; device: those of the GPU that they run on.
     """
 
-    def __init__(self, *, deterministic: bool = False, native: NativeKernels | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        deterministic: bool = False,
+        native: NativeKernels | None = None,
+        device: LayerKernels | None = None,
+    ) -> None:
         self.deterministic = deterministic
         self.native = native
-        self.step: AdapterStep | BlockedStep | None = None
-        self.head: AdapterStep | BlockedStep | None = None
+        self.device = device
+        self.step: AddsAdapters | None = None
+        self.head: AddsAdapters | None = None
 
 
 class AdaptedLinear(nn.Module):
@@ -70,7 +76,12 @@ class AdaptedLinear(nn.Module):
         return None if self.linear.bias is None else self.linear.bias[start:stop]
 
     @property
-    def _step(self) -> AdapterStep | BlockedStep | None:
+    def kernels(self) -> LayerKernels | None:
+        """What the layers around this one may compute with; None: torch's operators."""
+        return self.linear.native if self.linear.layout == "native" else self._slot.device
+
+    @property
+    def _step(self) -> AddsAdapters | None:
         return self._slot.head if self._is_head else self._slot.step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -14,7 +14,7 @@ from overtone.models.decode_batch import DecodeBatch
 from overtone.models.materialised import Materialised
 from overtone.models.native_rows import NativeCores, NativeRows
 
-PATHS = ("sparse", "low_rank", "stacked", "shared", "prompt", "materialised")
+PATHS = ("sparse", "low_rank", "stacked", "shared", "prompt", "materialised", "device")
 
 
 class Output(NamedTuple):
@@ -25,12 +25,25 @@ class Output(NamedTuple):
     bias: torch.Tensor | None = None
 
 
+class AddsAdapters(Protocol):
+    """One forward pass's view of the adapters: what the adapted layers ask."""
+
+    @property
+    def empty(self) -> bool: ...
+
+    def reads_output(self, module: str) -> bool:
+        """Whether `add` needs what `module` itself answers, nothing added to it yet."""
+
+    def add(self, x: torch.Tensor, *outputs: Output) -> None:
+        """Adds to layers' outputs what the adapters of the pass's rows say. x: (..., q), what all of the layers read."""
+
+
 class AdapterRows:
     """What is kept of the adapters from one forward pass to the next.
 
     paths: counts rows times modules by how their cores were applied: "sparse", "low_rank" and "stacked" (the cores of all
     adapters of the batch at once), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt),
-    "materialised" (a chunk of a prompt, by a dense delta).
+    "materialised" (a chunk of a prompt, by a dense delta), "device" (by the kernels of a GPU).
     """
 
     def __init__(

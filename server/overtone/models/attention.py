@@ -12,7 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from overtone.errors import UnsupportedModel
 from overtone.models.attend import Softmax, attend
 from overtone.models.canonical import attend_canonical
-from overtone.models.paged import Group, PagedBatch
+from overtone.models.paged import Group, Paged, PagedBatch
 
 ATTENTION_NAME = "overtone_paged"
 
@@ -24,7 +24,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    paged: PagedBatch | None = None,
+    paged: Paged | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
@@ -41,8 +41,10 @@ def paged_attention(
     return out[None], None
 
 
-def attend_paged(paged: PagedBatch, layer: int, query: torch.Tensor, softmax: Softmax) -> torch.Tensor:
+def attend_paged(paged: Paged, layer: int, query: torch.Tensor, softmax: Softmax) -> torch.Tensor:
     """query: (T, heads, D); returns (T, heads, D). The step's own keys and values are in the cache."""
+    if not isinstance(paged, PagedBatch):
+        return paged.attend(layer, query, softmax)
     cache = paged.cache[layer]
     by_row = softmax.plain and paged.native is not None
     groups = paged.groups(layer, singles=not by_row)

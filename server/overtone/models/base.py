@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from torch import nn
 from overtone.errors import ConfigError, UnsupportedModel
 from overtone.kernels import FrameBank
 from overtone.kernels.native import native_kernels
-from overtone.models import attention, blocks, conv1d, gguf, layout, probe
+from overtone.models import attention, blocks, conv1d, gguf, gpu, layout, probe
 from overtone.models.adapted import StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
 from overtone.models.fused_layer import fuse_layers
+from overtone.models.paged import Paged, PagedBatch, Span
 from overtone.models.support import check_supported, context_tokens
 from overtone.models.tokenizer import TextCodec
 
@@ -34,10 +35,10 @@ _FINGERPRINT_SAMPLES = 64
 class BaseModel:
     """A transformers causal language model with paged attention and adapted layers in place.
 
-    modules: name -> (p, q) of the linear layers; embeddings: name -> (p, q) = (embedding_dim, num_embeddings); conv1d: which
-    of the modules the checkpoint has as Conv1D (GPT-2); windows: one a layer, how many tokens (itself included) a token
-    attends to there, None: all before it; deterministic: whether not even the last bit of a token's logits depends on its
-    batch.
+    modules: name -> (p, q) of the linear layers; embeddings: name -> (p, q) = (embedding_dim, num_embeddings); conv1d:
+    which of the modules the checkpoint has as Conv1D (GPT-2); windows: one a layer, how many tokens (itself included) a
+    token attends to there, None: all before it; deterministic: whether not even the last bit of a token's logits depends on
+    its batch; capability: of the GPU by whose Triton kernels it computes (90: sm_90), None: by other means.
     """
 
     name: str
@@ -58,6 +59,7 @@ class BaseModel:
     head_dim: int
     conv1d: AbstractSet[str] = frozenset()
     deterministic: bool = False
+    capability: int | None = None
 
     @property
     def num_layers(self) -> int:
@@ -108,7 +110,10 @@ def load_base_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=torch_dtype, trust_remote_code=False
         )
-    return prepare(model.to(torch_device), tokenizer, name, deterministic=deterministic, native=native)
+    capability = None if deterministic else gpu.capability_of(torch_device)
+    return prepare(
+        model.to(torch_device), tokenizer, name, deterministic=deterministic, native=native, capability=capability
+    )
 
 
 def model_source(name: str, cache: Path) -> str:
@@ -136,13 +141,19 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def prepare(
-    model: nn.Module, tokenizer: Any, name: str, *, deterministic: bool = False, native: bool = True
+    model: nn.Module,
+    tokenizer: Any,
+    name: str,
+    *,
+    deterministic: bool = False,
+    native: bool = True,
+    capability: int | None = None,
 ) -> BaseModel:
     """Puts paged attention and adapted layers into a transformers model.
 
-    native: with the native CPU kernels, if there are any; deterministic: a token's logits are the same to the last bit
-    whatever shares its batch (float32 on the CPU). Raises `UnsupportedModel` if the model then answers differently than
-    before, or cannot be made deterministic.
+    native: with the native CPU kernels, if there are any; capability: see `BaseModel`; deterministic: a token's logits are
+    the same to the last bit whatever shares its batch (float32 on the CPU). Raises `UnsupportedModel` if the model then
+    answers differently than before, or cannot be made deterministic.
     """
     config: Any = model.config
     check_supported(config)
@@ -154,15 +165,19 @@ def prepare(
     attends = layout.layout_of(model, text.num_hidden_layers)
     expected = probe.own_logits(model, text.vocab_size)
     on_cpu = next(model.parameters()).device.type == "cpu"
-    slot = StepSlot(deterministic=deterministic, native=native_kernels() if native and on_cpu else None)
+    slot = StepSlot(
+        deterministic=deterministic,
+        native=native_kernels() if native and on_cpu and capability is None else None,
+        device=None if capability is None else gpu.layer_kernels(capability),
+    )
     attention.install(model)
     wrap_layers(model, [*modules, *embeddings], slot)
     if deterministic:
         _make_deterministic(model)
     fuse_layers(model)
-    probe.check_paged(model, expected, text.vocab_size, attends, slot.native)
-    codec = TextCodec(tokenizer)
     parameter = next(model.parameters())
+    probe.check_paged(model, expected, text.vocab_size, _probed_cache(attends, parameter, slot, capability))
+    codec = TextCodec(tokenizer)
     return BaseModel(
         name=name,
         model=model,
@@ -182,7 +197,20 @@ def prepare(
         head_dim=attends.head_dim,
         conv1d=conv1d_names,
         deterministic=deterministic,
+        capability=capability,
     )
+
+
+def _probed_cache(
+    attends: layout.AttentionLayout, parameter: torch.Tensor, slot: StepSlot, capability: int | None
+) -> Callable[[Sequence[Span]], Paged]:
+    """A cache for `probe.check_paged`, of the kind that will be served from."""
+    if capability is not None:
+        return gpu.probed_cache(attends, parameter, capability)
+    slots = probe.PAGES * probe.PAGE_TOKENS
+    shape = (attends.layers, slots, 2, attends.kv_heads, attends.head_dim)
+    cache = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    return lambda spans: PagedBatch(cache, probe.PAGE_TOKENS, spans, attends.windows, slot.native)
 
 
 def _make_deterministic(model: nn.Module) -> None:

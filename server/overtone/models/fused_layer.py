@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from overtone.kernels.native import HeadNorms
+from overtone.kernels.layers import HeadNorms
 from overtone.models.adapted import AdaptedLinear
 from overtone.models.attend import Softmax
 from overtone.models.attention import attend_paged
 from overtone.models.blocks import RowWise
-from overtone.models.paged import PagedBatch
+from overtone.models.paged import Paged
 
 _LAYER_CLASSES = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -90,14 +90,14 @@ class FusedLayer:
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._softmax = Softmax(attention.scaling)
         self._joined, self._joined_mlp = AdaptedLinear.join(self._qkv), AdaptedLinear.join(self._gate_up)
-        self._native = self._joined.native if self._joined.layout == "native" else None
+        self._kernels = self._qkv[0].kernels
 
     def __call__(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        paged: PagedBatch | None = None,
+        paged: Paged | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """hidden_states: (1, T, hidden); returns the same shape."""
@@ -110,35 +110,35 @@ class FusedLayer:
         y: torch.Tensor = self._down.plus(self._gated(self._rms_norm(x, self._norms[1])), x)
         return y[None]
 
-    def _attend(self, h: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], paged: PagedBatch) -> torch.Tensor:
+    def _attend(self, h: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], paged: Paged) -> torch.Tensor:
         """(T, hidden) -> (T, heads * D)."""
         tokens, dim, heads = h.shape[0], self._dim, self._heads
         qkv = AdaptedLinear.joined(self._qkv, h)
         by_head = qkv.view(tokens, -1, dim)
-        if self._native is None:
+        if self._kernels is None:
             self._rotate(by_head, *tables)
             paged.write(self._index, by_head[:, heads:].view(tokens, 2, -1, dim))  # keys, then values
         else:
-            cache = paged.cache[self._index]
-            self._native.rotate_and_write(qkv, *tables, paged.write_slots, cache, self._native_norms())
+            cache = paged.of_layer(self._index)
+            self._kernels.rotate_and_write(qkv, *tables, paged.write_slots, cache, self._norms_of_heads())
         out = attend_paged(paged, self._index, by_head[:, :heads], self._softmax)
         return out.reshape(tokens, heads * dim)
 
     def _gated(self, h: torch.Tensor) -> torch.Tensor:
         """silu(gate h) * up h: (T, intermediate)."""
         both = AdaptedLinear.joined(self._gate_up, h)
-        if self._native is not None:
-            return self._native.silu_times(both)
+        if self._kernels is not None:
+            return self._kernels.silu_times(both)
         gate, up = both.chunk(2, dim=-1)
         gated: torch.Tensor = self._silu(gate)
         return gated * up
 
     def _rms_norm(self, x: torch.Tensor, norm: Any) -> torch.Tensor:
-        if self._native is not None:
-            return self._native.rms_norm(x, norm.weight, norm.variance_epsilon)
+        if self._kernels is not None:
+            return self._kernels.rms_norm(x, norm.weight, norm.variance_epsilon)
         return _rms_norm(x, norm)
 
-    def _native_norms(self) -> HeadNorms | None:
+    def _norms_of_heads(self) -> HeadNorms | None:
         query, key = self._head_norms
         return None if query is None or key is None else HeadNorms(query.weight, key.weight, query.variance_epsilon)
 

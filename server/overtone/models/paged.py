@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from overtone.kernels.native import NativeKernels, SeenRows
+from overtone.models.attend import Softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,21 @@ class Group:
     canonical: bool = False
 
 
+class Paged(Protocol):
+    """A step's tokens in some paged cache. write_slots: (T,) int64, where each is written."""
+
+    write_slots: torch.Tensor
+
+    def of_layer(self, layer: int) -> torch.Tensor:
+        """The layer's part of the cache, as the kernels of its device take it."""
+
+    def write(self, layer: int, new: torch.Tensor) -> None:
+        """Puts the step's keys and values into the cache. new: (T, 2, kv_heads, D)."""
+
+    def attend(self, layer: int, query: torch.Tensor, softmax: Softmax) -> torch.Tensor:
+        """query: (T, heads, D); returns (T, heads, D). The step's own keys and values are in the cache."""
+
+
 class PagedBatch:
     """A step's tokens in the cache.
 
@@ -75,6 +92,10 @@ class PagedBatch:
         self._spans = spans
         slots = [slot for span in spans for slot in _slots(span, page_tokens)]
         self.write_slots = torch.tensor(slots, dtype=torch.int64, device=cache.device)
+
+    def of_layer(self, layer: int) -> torch.Tensor:
+        """(slots, 2, kv_heads, D)."""
+        return self.cache[layer]
 
     def write(self, layer: int, new: torch.Tensor) -> None:
         """Puts the step's keys and values into the cache. new: (T, 2, kv_heads, D)."""

@@ -6,20 +6,19 @@ sequences, in chunks and side by side, find that out at load.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from overtone.errors import UnsupportedModel
-from overtone.kernels.native import NativeKernels
-from overtone.models.layout import AttentionLayout
-from overtone.models.paged import PagedBatch, Span
+from overtone.models.paged import Paged, Span
 
-_LENGTHS = (11, 7)
-_PAGE_TOKENS = 4
-_PAGES = ((1, 5, 2), (4, 3))  # page 0 stays zero
-_SLOTS = 6 * _PAGE_TOKENS
+PAGE_TOKENS, PAGES = 8, 6
+"""Of the cache that a probe needs; page 0 stays zero."""
+_LENGTHS = (19, 13)
+_TABLES = ((1, 5, 2), (4, 3))
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest logit: sums in another order, nothing more."""
 
@@ -44,18 +43,16 @@ def check_paged(
     model: Any,
     expected: list[torch.Tensor],
     vocab_size: int,
-    attends: AttentionLayout,
-    native: NativeKernels | None = None,
+    place: Callable[[Sequence[Span]], Paged],
 ) -> None:
-    """Raises `UnsupportedModel` unless packed steps give `expected`."""
+    """Raises `UnsupportedModel` unless packed steps give `expected`. place: spans, decoded tokens first, in a cache of
+    `PAGES` pages of `PAGE_TOKENS`, the same one each time."""
     parameter = next(model.parameters())
-    shape = (attends.layers, _SLOTS, 2, attends.kv_heads, attends.head_dim)
-    cache = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     # Each step: (sequence, first token, end); a step's decode comes first.
-    steps = [[(0, 0, 6), (1, 0, 6)], [(1, 6, 7), (0, 6, 10)], [(0, 10, 11)]]
+    steps = [[(0, 0, 10), (1, 0, 12)], [(1, 12, 13), (0, 10, 18)], [(0, 18, 19)]]
     for step in steps:
         try:
-            logits = _run(model, _sequences(vocab_size, parameter.device), step, cache, attends.windows, native)
+            logits = _run(model, _sequences(vocab_size, parameter.device), step, place)
         except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UnsupportedModel(
                 f"{type(model).__name__} cannot run on a paged cache: {error}", field="architectures"
@@ -72,15 +69,13 @@ def _run(
     model: nn.Module,
     ids: list[torch.Tensor],
     step: list[tuple[int, int, int]],
-    cache: torch.Tensor,
-    windows: tuple[int | None, ...],
-    native: NativeKernels | None,
+    place: Callable[[Sequence[Span]], Paged],
 ) -> torch.Tensor:
     """Logits (len(step), vocabulary) at the end of each part."""
-    device = cache.device
+    device = ids[0].device
     spans, start = [], 0
     for sequence, first, end in step:
-        spans.append(Span(start, end - first, first, _PAGES[sequence]))
+        spans.append(Span(start, end - first, first, _TABLES[sequence]))
         start += end - first
     lengths = torch.tensor([end - first for _, first, end in step], device=device)
     output = model(
@@ -88,7 +83,7 @@ def _run(
         position_ids=torch.cat([torch.arange(first, end, device=device) for _, first, end in step])[None],
         use_cache=False,
         logits_to_keep=lengths.cumsum(0) - 1,
-        paged=PagedBatch(cache, _PAGE_TOKENS, spans, windows, native),
+        paged=place(spans),
     )
     logits: torch.Tensor = output.logits[0]
     return logits

@@ -1,9 +1,10 @@
-"""z[t] = C x[rows[t]]: the cosine transform of the rows that have an adapter.
+"""z[t] = C x[rows[t]]: the transform of the rows that have an adapter.
 
     Ar + i Ai = F v        Br + i Bi = T (Ar + i Ai)        z = Br Re M - Bi Im M
 
-with the numbers of `overtone.kernels.gpu.plans`; coefficient k of z is at its place there, without its weight. A
-program computes BLOCK_T rows times BLOCK_K of the first factor.
+with the numbers of `overtone.kernels.gpu.plans`, the last product in two stages where the plan has three; coefficient k of
+z is at its place there, without its weight. A program computes BLOCK_T rows times BLOCK_K of the first factor; programs
+none of whose rows has an adapter end at once. A row's numbers do not depend on the others.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from overtone.kernels.gpu.batch import Rows
 from overtone.kernels.gpu.order import source
 from overtone.kernels.gpu.plans import BLOCK, Plan
+from overtone.kernels.gpu.three_stage import inner_forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,82 +31,108 @@ class AnalyseConfig:
     warps: int = 4
 
 
-def analyse(plan: Plan, x: torch.Tensor, rows: torch.Tensor, z: torch.Tensor, config: AnalyseConfig) -> None:
-    """x: (n, N), its last dimension contiguous; rows: (T,) int64; z: (T, N), contiguous, float32 or narrower."""
+def analyse(plan: Plan, x: torch.Tensor, batch: Rows, z: torch.Tensor, config: AnalyseConfig) -> None:
+    """x: (n, N), its last dimension contiguous; z: (T, N), contiguous, float32 or narrower; its rows of rows without an
+    adapter are left as they are."""
+    assert z.shape == (len(batch.rows), plan.size)
+    assert len(batch.rows) == len(batch.directories)
+    launch(plan, x, batch.rows, batch.directories, z, config, together=1)
+
+
+def launch(
+    plan: Plan,
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    directories: torch.Tensor,
+    z: torch.Tensor,
+    config: AnalyseConfig,
+    *,
+    together: int,
+) -> None:
+    """together: consecutive rows that share a directory and whose numbers are side by side in z; 1: one."""
     assert not plan.inverse
-    assert x.shape[1] == z.shape[1] == plan.size
+    assert x.shape[1] == plan.size
     assert x.stride(1) == 1
     assert z.is_contiguous()
-    assert len(rows) == len(z)
+    assert rows.is_contiguous()
     assert plan.padded % config.block_k == plan.padded % config.block_n == 0
-    if not len(z):
+    assert together == 1 or together % config.block_t == 0
+    tokens = rows.numel()
+    if not tokens:
         return
-    grid = (triton.cdiv(len(z), config.block_t), plan.padded // config.block_k)
-    _analyse[grid](
-        x,
-        rows,
-        plan.f,
-        plan.t,
-        plan.m,
-        z,
-        len(z),
-        x.stride(0),
-        SIZE=plan.size,
-        N1=plan.cut,
-        N2=plan.whole,
-        PADDED=plan.padded,
-        BLOCK_T=config.block_t,
-        BLOCK_K=config.block_k,
-        BLOCK_N=config.block_n,
-        num_warps=config.warps,
-        enable_fp_fusion=True,
-    )
+    f, t = (plan.f, plan.t) if plan.inner is None else (plan.inner.f, plan.inner.t)
+    _analyse[triton.cdiv(tokens, config.block_t), plan.padded // config.block_k](
+        x, rows, directories, plan.f, plan.t, plan.m, f, t, z, tokens, x.stride(0), plan.size, plan.cut, plan.padded,
+        N2=plan.whole, DCT=plan.frame == "dct", THREE=plan.inner is not None, TOGETHER=together, BLOCK_T=config.block_t,
+        BLOCK_K=config.block_k, BLOCK_N=config.block_n, num_warps=config.warps, enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 @triton.jit
 def _analyse(
     x_ptr,
     rows_ptr,
+    directories_ptr,
     f_ptr,
     t_ptr,
     m_ptr,
+    inner_f_ptr,
+    inner_t_ptr,
     z_ptr,
     tokens,
     x_stride,
-    SIZE: tl.constexpr,
-    N1: tl.constexpr,
+    size,
+    cut,
+    padded,
     N2: tl.constexpr,
-    PADDED: tl.constexpr,
+    DCT: tl.constexpr,
+    THREE: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     first = tl.program_id(0) * BLOCK_T
+    each = first + tl.arange(0, BLOCK_T)
+    if tl.max(tl.load(directories_ptr + each // TOGETHER, mask=each < tokens, other=-1), 0) < 0:
+        return
     k1 = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     column = tl.arange(0, BLOCK_T * N2)  # of a row, its n2
     token, n2 = first + column // N2, column % N2
-    there = token < tokens
-    row_at = tl.load(rows_ptr + token, mask=there, other=0) * x_stride
+    row = tl.load(rows_ptr + token, mask=token < tokens, other=-1)
+    there = (row >= 0) & (tl.load(directories_ptr + token // TOGETHER, mask=token < tokens, other=-1) >= 0)
+    row_at = tl.where(there, row, 0).to(tl.int64) * x_stride
     operand = f_ptr.dtype.element_ty
     a_re = tl.zeros((BLOCK_K, BLOCK_T * N2), tl.float32)
     a_im = tl.zeros((BLOCK_K, BLOCK_T * N2), tl.float32)
-    for begin in range(0, PADDED, BLOCK_N):
+    for begin in range(0, padded, BLOCK_N):
         n1 = begin + tl.arange(0, BLOCK_N)
         n = n1[:, None] * N2 + n2[None, :]
-        v = tl.load(x_ptr + row_at[None, :] + source(n, SIZE), mask=(n < SIZE) & there[None, :], other=0.0).to(operand)
-        f_at = f_ptr + k1[:, None] * PADDED + n1[None, :]
+        inside = (n < size) & there[None, :]
+        v = tl.load(x_ptr + row_at[None, :] + source(n, size, DCT), mask=inside, other=0.0).to(operand)
+        f_at = f_ptr + k1[:, None] * padded + n1[None, :]
         a_re = tl.dot(tl.load(f_at), v, a_re, input_precision="ieee")
-        a_im = tl.dot(tl.load(f_at + PADDED * PADDED), v, a_im, input_precision="ieee")
+        a_im = tl.dot(tl.load(f_at + padded * padded), v, a_im, input_precision="ieee")
     t_at = t_ptr + k1[:, None] * N2 + n2[None, :]
-    t_re, t_im = tl.load(t_at), tl.load(t_at + PADDED * N2)
-    # (k1, token, n2): a row of the second product is one token's k1.
-    b_re = tl.reshape((t_re * a_re - t_im * a_im).to(operand), (BLOCK_K * BLOCK_T, N2))
-    b_im = tl.reshape((t_re * a_im + t_im * a_re).to(operand), (BLOCK_K * BLOCK_T, N2))
-    k2 = tl.arange(0, N2)
-    m_at = m_ptr + k2[:, None] * N2 + k2[None, :]
-    z = tl.dot(b_re, tl.load(m_at), input_precision="ieee")
-    z = tl.dot(b_im, tl.load(m_at + N2 * N2), z, input_precision="ieee")
-    row = tl.arange(0, BLOCK_K * BLOCK_T)
-    of_k1, of_token = tl.program_id(1) * BLOCK_K + row // BLOCK_T, first + row % BLOCK_T
-    to = of_token.to(tl.int64)[:, None] * SIZE + of_k1[:, None] * N2 + k2[None, :]
-    tl.store(z_ptr + to, z.to(z_ptr.dtype.element_ty), mask=(of_token[:, None] < tokens) & (of_k1[:, None] < N1))
+    t_re, t_im = tl.load(t_at), tl.load(t_at + padded * N2)
+    b_re, b_im = (t_re * a_re - t_im * a_im).to(operand), (t_re * a_im + t_im * a_re).to(operand)
+    if THREE:
+        z = inner_forward(b_re, b_im, inner_f_ptr, inner_t_ptr, m_ptr, BLOCK_K, BLOCK_T)
+        # A row is one token's k1 and kb, a column kc.
+        at = tl.arange(0, 16 * BLOCK_K * BLOCK_T)
+        of_token, of_k1 = first + at % BLOCK_T, tl.program_id(1) * BLOCK_K + at // BLOCK_T % BLOCK_K
+        place = (of_k1 * N2 + at // (BLOCK_T * BLOCK_K) * 16)[:, None] + tl.arange(0, 16)[None, :]
+    else:
+        # (k1, token, n2): a row of the second product is one token's k1.
+        k2 = tl.arange(0, N2)
+        m_at = m_ptr + k2[:, None] * N2 + k2[None, :]
+        z = tl.dot(tl.reshape(b_re, (BLOCK_K * BLOCK_T, N2)), tl.load(m_at), input_precision="ieee")
+        b_im = tl.reshape(b_im, (BLOCK_K * BLOCK_T, N2))
+        z = tl.dot(b_im, tl.load(m_at + N2 * N2), z, input_precision="ieee")
+        at = tl.arange(0, BLOCK_K * BLOCK_T)
+        of_token, of_k1 = first + at % BLOCK_T, tl.program_id(1) * BLOCK_K + at // BLOCK_T
+        place = (of_k1 * N2)[:, None] + k2[None, :]
+    owned = tl.load(directories_ptr + of_token // TOGETHER, mask=of_token < tokens, other=-1) >= 0
+    to = (of_token // TOGETHER).to(tl.int64) * TOGETHER * size + of_token % TOGETHER
+    z_at = z_ptr + to[:, None] + place * TOGETHER
+    tl.store(z_at, z.to(z_ptr.dtype.element_ty), mask=(owned & (of_k1 < cut))[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +63,14 @@ class Tiles:
 @dataclass(frozen=True, slots=True, eq=False)
 class Layers:
     """Layers whose outputs lie side by side in one tensor. slots: (L,) int32, of their records; columns: (L,) int64,
-    where in a row their outputs begin; widths: (L,) int32, how many there are; widest: of them."""
+    where in a row their outputs begin; widths: (L,) int32, how many there are; widest: of them; step: a power of two up
+    to 16 that divides all columns and widths, for wide loads."""
 
     slots: torch.Tensor
     columns: torch.Tensor
     widths: torch.Tensor
     widest: int
+    step: int = 1
 
     @staticmethod
     def of(slots: list[int], columns: list[int], widths: list[int], device: torch.device) -> Layers:
@@ -76,4 +79,5 @@ class Layers:
             torch.tensor(columns, dtype=torch.int64, device=device),
             torch.tensor(widths, dtype=torch.int32, device=device),
             max(widths, default=0),
+            math.gcd(16, *columns, *widths),
         )

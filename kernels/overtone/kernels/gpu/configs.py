@@ -1,25 +1,51 @@
 """Which tiles a chip's programs take: what compiles for it without a spilled register (`tests/kernels/test_gpu_kernels.py`).
 
-A table instead of a search at run time: a server must not try out kernels while it serves. Nothing here was timed yet.
+A table instead of a search at run time: a server must not try out kernels while it serves. Nothing here was timed yet. A
+batch's rows decide only how many of them, or of a row's outputs, a program has, never the order of a sum: a row's result is
+the same in every batch. The DCT and the DFT have the same configurations.
 """
 
 from __future__ import annotations
 
 from overtone.kernels.gpu.analyse import AnalyseConfig
-from overtone.kernels.gpu.low_rank import LowRankConfig
-from overtone.kernels.gpu.plans import BLOCK
+from overtone.kernels.gpu.plans import split, three_stages
 from overtone.kernels.gpu.synthesise import SynthesiseConfig
+from overtone.kernels.gpu.tiles import CoreTilesConfig, InverseTilesConfig
+
+_MANY = 32
+"""Rows from which on programs are not few any more."""
 
 
-def analyse_config(capability: int) -> AnalyseConfig:
-    """capability: 80, 90, 100 of sm_80, sm_90, sm_100."""
-    return AnalyseConfig()
+def analyse_config(size: int, rows: int, capability: int) -> AnalyseConfig:
+    """rows: of the batch; capability: 80, 90, 100 of sm_80, sm_90, sm_100."""
+    if three_stages(size):
+        return AnalyseConfig(warps=8)
+    return AnalyseConfig(block_t=2 if rows > _MANY and _whole(size) <= 64 else 1)
 
 
-def synthesise_config(capability: int) -> SynthesiseConfig:
-    """With 16 coefficients at once 1536 outputs spill on sm_90 and sm_100, with 32 4096 do on sm_80."""
-    return SynthesiseConfig(block_c=BLOCK if capability < 90 else 2 * BLOCK)
+def synthesise_config(size: int, rows: int, capability: int) -> SynthesiseConfig:
+    if three_stages(size):
+        return SynthesiseConfig(block_j=2, warps=8)
+    return SynthesiseConfig(block_c=_whole(size))
 
 
-def low_rank_config(capability: int) -> LowRankConfig:
-    return LowRankConfig()
+def analyse_tiles_config(size: int, capability: int) -> AnalyseConfig:
+    if three_stages(size):
+        return AnalyseConfig(block_t=2, warps=8)
+    return AnalyseConfig(block_t=max(1, min(16, 256 // _whole(size))))
+
+
+def core_tiles_config(capability: int) -> CoreTilesConfig:
+    return CoreTilesConfig()
+
+
+def inverse_tiles_config(size: int, capability: int) -> InverseTilesConfig:
+    if three_stages(size):
+        return InverseTilesConfig(block_t=2, warps=8)
+    return InverseTilesConfig(block_c=min(32, _whole(size)))
+
+
+def _whole(size: int) -> int:
+    parts = split(size)
+    assert parts is not None
+    return parts[0]

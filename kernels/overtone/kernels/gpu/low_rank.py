@@ -1,80 +1,90 @@
-"""y[rows[t]] += U^T (D x[rows[t]]), D and U the low-rank pair of the row's adapter, read where they lie in a pool.
+"""y[rows[t]] += U^T (D x[rows[t]]), D and U the low-rank pair of the row's adapter, read where they lie in the arena.
 
     shrink: h[t] = D x[rows[t]]        expand: y[rows[t]] += U^T h[t]
 
-Two launches for all layers that read x, of whatever widths and ranks: nothing is padded, programs beyond a rank or a
-width end at once, as do those of rows without an adapter. No atomics: each number belongs to one program, and its sum
-has one order.
+Two launches for all layers that read x, of whatever widths and ranks, for single rows and for tiles of rows of one
+adapter: nothing is padded, programs beyond a rank or a width end at once, as do those of rows without a pair. No
+atomics: each number belongs to one program, and its sum has one order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from overtone.kernels.gpu.batch import Layers, Rows
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairPool:
-    """numbers: one run; table: (adapters, slots, 3) int64, where D (r, q) and U (r, p) begin, and r, 0: none; most: the
-    largest r."""
-
-    numbers: torch.Tensor
-    table: torch.Tensor
-    most: int
-
-
-def pairs_of(
-    adapters: Sequence[Mapping[int, tuple[torch.Tensor, torch.Tensor]]],
-    slots: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> PairPool:
-    """adapters: (D, U) by slot."""
-    table, parts, end = torch.zeros(len(adapters), slots, 3, dtype=torch.int64), [], 0
-    for adapter, by_slot in enumerate(adapters):
-        for slot, (down, up) in by_slot.items():
-            assert len(down) == len(up)
-            table[adapter, slot] = torch.tensor([end, end + down.numel(), len(down)])
-            parts += [down.flatten(), up.flatten()]
-            end += down.numel() + up.numel()
-    numbers = torch.cat(parts).to(device, dtype) if parts else torch.zeros(0, device=device, dtype=dtype)
-    return PairPool(numbers, table.to(device), int(table[..., 2].max()) if table.numel() else 0)
+from overtone.kernels.gpu.batch import TILE, Layers, Rows, Tiles, Words
+from overtone.kernels.gpu.expand import add_up, add_up_tile
+from overtone.kernels.gpu.lookup import pair_of
 
 
 @dataclass(frozen=True, slots=True)
 class LowRankConfig:
-    """block_r: ranks of a program; block_q: inputs, block_p: outputs at once."""
+    """For single rows, then for tiles of rows: shrink_r: ranks of a program, shrink_q: inputs at once; expand_r: ranks at
+    once, expand_p: outputs of a program."""
 
-    block_r: int = 16
-    block_q: int = 128
-    block_p: int = 128
+    shrink_r: int = 4
+    shrink_q: int = 512
+    expand_r: int = 16
+    expand_p: int = 128
+    tile_shrink_r: int = 16
+    tile_shrink_q: int = 128
+    tile_expand_r: int = 16
+    tile_expand_p: int = 128
     warps: int = 4
 
 
 def add_low_rank(
-    x: torch.Tensor, batch: Rows, pool: PairPool, layers: Layers, y: torch.Tensor, config: LowRankConfig
-) -> None:
-    """x: (n, q); y: (n, ...) the outputs of all layers side by side; the last dimension of both contiguous."""
-    assert x.stride(1) == y.stride(1) == 1
+    x: torch.Tensor, batch: Rows, words: Words, layers: Layers, most: int, h: torch.Tensor, y: torch.Tensor,
+    config: LowRankConfig,
+) -> None:  # fmt: skip
+    """x: (n, q); y: (n, ...) the outputs of all layers side by side; the last dimension of both contiguous; most: no pair of
+    the arena has a higher rank; h: (T, L, most) float32, what it holds does not matter."""
     tokens, count = len(batch.rows), len(layers.slots)
-    if not tokens or not count or not pool.most:
+    _check(x, h, (tokens, count, most), y)
+    if not h.numel():
         return
-    h = torch.empty(tokens, count, pool.most, dtype=torch.float32, device=x.device)
-    shared = batch.rows, batch.owners, pool.table, pool.numbers, layers.slots
-    _shrink[tokens, triton.cdiv(pool.most, config.block_r), count](
-        x, h, *shared, x.stride(0), x.shape[1], pool.table.shape[1], pool.most, count,
-        BLOCK_R=config.block_r, BLOCK_Q=config.block_q, num_warps=config.warps, enable_fp_fusion=True,
+    arena = batch.rows, batch.directories, words.words, words.numbers, layers.slots, layers.widths
+    sizes = x.shape[1], most, count, len(words.words)
+    _shrink[tokens, triton.cdiv(most, config.shrink_r), count](
+        x, h, *arena, x.stride(0), *sizes, STEP=layers.step,
+        BLOCK_R=config.shrink_r, BLOCK_Q=config.shrink_q, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
-    _expand[tokens, triton.cdiv(layers.widest, config.block_p), count](
-        h, y, *shared, layers.columns, layers.widths, y.stride(0), pool.table.shape[1], pool.most, count,
-        BLOCK_R=config.block_r, BLOCK_P=config.block_p, num_warps=config.warps, enable_fp_fusion=True,
+    _expand[tokens, triton.cdiv(layers.widest, config.expand_p), count](
+        h, y, *arena, layers.columns, y.stride(0), *sizes, STEP=layers.step,
+        BLOCK_R=config.expand_r, BLOCK_P=config.expand_p, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
+
+
+def add_low_rank_tiles(
+    x: torch.Tensor, tiles: Tiles, words: Words, layers: Layers, most: int, h: torch.Tensor, y: torch.Tensor,
+    config: LowRankConfig,
+) -> None:  # fmt: skip
+    """`add_low_rank` of tiles of rows. h: (tiles, L, most, TILE) float32, what it holds does not matter."""
+    many, count = len(tiles.rows), len(layers.slots)
+    _check(x, h, (many, count, most, TILE), y)
+    if not h.numel():
+        return
+    assert tiles.rows.shape[1] == TILE
+    arena = tiles.rows, tiles.directories, words.words, words.numbers, layers.slots, layers.widths
+    sizes = x.shape[1], most, count, len(words.words)
+    _shrink_tiles[many, triton.cdiv(most, config.tile_shrink_r), count](
+        x, h, *arena, x.stride(0), *sizes, STEP=layers.step, TILE=TILE,
+        BLOCK_R=config.tile_shrink_r, BLOCK_Q=config.tile_shrink_q, num_warps=config.warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    _expand_tiles[many, triton.cdiv(layers.widest, config.tile_expand_p), count](
+        h, y, *arena, layers.columns, y.stride(0), *sizes, STEP=layers.step, TILE=TILE,
+        BLOCK_R=config.tile_expand_r, BLOCK_P=config.tile_expand_p, num_warps=config.warps, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _check(x: torch.Tensor, h: torch.Tensor, shape: tuple[int, ...], y: torch.Tensor) -> None:
+    assert x.stride(1) == y.stride(1) == 1
+    assert h.shape == shape
+    assert h.dtype is torch.float32
+    assert h.is_contiguous()
 
 
 @triton.jit
@@ -82,38 +92,38 @@ def _shrink(
     x_ptr,
     h_ptr,
     rows_ptr,
-    owners_ptr,
-    table_ptr,
+    directories_ptr,
+    words_ptr,
     numbers_ptr,
     slots_ptr,
+    widths_ptr,
     x_stride,
     inputs,
-    slots,
     most,
     layers,
+    total,
+    STEP: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
-    token, layer = tl.program_id(0), tl.program_id(2)
-    owner = tl.load(owners_ptr + token)
-    if owner < 0:
+    token, layer = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    directory = tl.load(directories_ptr + token)
+    if directory < 0:
         return
-    entry = table_ptr + (owner.to(tl.int64) * slots + tl.load(slots_ptr + layer)) * 3
-    rank = tl.load(entry + 2).to(tl.int32)
+    slot, width = tl.load(slots_ptr + layer), tl.load(widths_ptr + layer) // STEP * STEP
+    rank, down, _up = pair_of(words_ptr, numbers_ptr, directory, slot, inputs, width, most, total)
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     if tl.program_id(1) * BLOCK_R >= rank:
         return
     x_row = x_ptr + tl.load(rows_ptr + token) * x_stride
-    down = numbers_ptr + tl.load(entry)
+    d_at = numbers_ptr + down + r.to(tl.int64)[:, None] * inputs
     sums = tl.zeros((BLOCK_R, BLOCK_Q), tl.float32)
     for begin in range(0, inputs, BLOCK_Q):
         k = begin + tl.arange(0, BLOCK_Q)
         x = tl.load(x_row + k, mask=k < inputs, other=0.0).to(tl.float32)
         real = (r < rank)[:, None] & (k < inputs)[None, :]
-        d = tl.load(down + r[:, None] * inputs + k[None, :], mask=real, other=0.0).to(tl.float32)
-        sums += d * x[None, :]
-    to = h_ptr + (token.to(tl.int64) * layers + layer) * most + r
-    tl.store(to, tl.sum(sums, 1), mask=r < rank)
+        sums += tl.load(d_at + k[None, :], mask=real, other=0.0).to(tl.float32) * x[None, :]
+    tl.store(h_ptr + (token * layers + layer) * most + r, tl.sum(sums, 1), mask=r < rank)
 
 
 @triton.jit
@@ -121,38 +131,112 @@ def _expand(
     h_ptr,
     y_ptr,
     rows_ptr,
-    owners_ptr,
-    table_ptr,
+    directories_ptr,
+    words_ptr,
     numbers_ptr,
     slots_ptr,
-    columns_ptr,
     widths_ptr,
+    columns_ptr,
     y_stride,
-    slots,
+    inputs,
     most,
     layers,
+    total,
+    STEP: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    token, layer = tl.program_id(0), tl.program_id(2)
-    owner = tl.load(owners_ptr + token)
-    if owner < 0:
+    token, layer = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    width = tl.load(widths_ptr + layer) // STEP * STEP
+    directory = tl.load(directories_ptr + token)
+    if (directory < 0) | (tl.program_id(1) * BLOCK_P >= width):
         return
-    entry = table_ptr + (owner.to(tl.int64) * slots + tl.load(slots_ptr + layer)) * 3
-    rank = tl.load(entry + 2).to(tl.int32)
-    width = tl.load(widths_ptr + layer)
-    if rank == 0 or tl.program_id(1) * BLOCK_P >= width:
+    slot = tl.load(slots_ptr + layer)
+    rank, _down, up = pair_of(words_ptr, numbers_ptr, directory, slot, inputs, width, most, total)
+    if rank == 0:
         return
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    up = numbers_ptr + tl.load(entry + 1)
-    h_row = h_ptr + (token.to(tl.int64) * layers + layer) * most
-    sums = tl.zeros((BLOCK_R, BLOCK_P), tl.float32)
-    for begin in range(0, rank, BLOCK_R):
-        r = begin + tl.arange(0, BLOCK_R)
-        h = tl.load(h_row + r, mask=r < rank, other=0.0)
-        real = (r < rank)[:, None] & (p < width)[None, :]
-        u = tl.load(up + r[:, None] * width + p[None, :], mask=real, other=0.0).to(tl.float32)
-        sums += u * h[:, None]
-    y_at = y_ptr + tl.load(rows_ptr + token) * y_stride + tl.load(columns_ptr + layer) + p
-    y = tl.load(y_at, mask=p < width, other=0.0).to(tl.float32)
-    tl.store(y_at, (y + tl.sum(sums, 0)).to(y_ptr.dtype.element_ty), mask=p < width)
+    h_at = h_ptr + (token * layers + layer) * most
+    y_at = y_ptr + tl.load(rows_ptr + token) * y_stride + tl.load(columns_ptr + layer) // STEP * STEP
+    add_up(h_at, numbers_ptr + up, y_at, rank, width, BLOCK_R, BLOCK_P)
+
+
+@triton.jit
+def _shrink_tiles(
+    x_ptr,
+    h_ptr,
+    rows_ptr,
+    directories_ptr,
+    words_ptr,
+    numbers_ptr,
+    slots_ptr,
+    widths_ptr,
+    x_stride,
+    inputs,
+    most,
+    layers,
+    total,
+    STEP: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+):
+    tile, layer = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    directory = tl.load(directories_ptr + tile)
+    if directory < 0:
+        return
+    slot, width = tl.load(slots_ptr + layer), tl.load(widths_ptr + layer) // STEP * STEP
+    rank, down, _up = pair_of(words_ptr, numbers_ptr, directory, slot, inputs, width, most, total)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if tl.program_id(1) * BLOCK_R >= rank:
+        return
+    within = tl.arange(0, TILE)
+    rows = tl.load(rows_ptr + tile * TILE + within)
+    x_at = x_ptr + rows[None, :] * x_stride
+    d_at = numbers_ptr + down + r.to(tl.int64)[:, None] * inputs
+    sums = tl.zeros((BLOCK_R, TILE), tl.float32)
+    for begin in range(0, inputs, BLOCK_Q):
+        k = begin + tl.arange(0, BLOCK_Q)
+        read = (rows >= 0)[None, :] & (k < inputs)[:, None]
+        x = tl.load(x_at + k[:, None], mask=read, other=0.0).to(numbers_ptr.dtype.element_ty)
+        real = (r < rank)[:, None] & (k < inputs)[None, :]
+        d = tl.load(d_at + k[None, :], mask=real, other=0.0)
+        sums = tl.dot(d, x, sums, input_precision="ieee")
+    to = h_ptr + ((tile * layers + layer) * most + r[:, None]) * TILE + within[None, :]
+    tl.store(to, sums, mask=(r < rank)[:, None])
+
+
+@triton.jit
+def _expand_tiles(
+    h_ptr,
+    y_ptr,
+    rows_ptr,
+    directories_ptr,
+    words_ptr,
+    numbers_ptr,
+    slots_ptr,
+    widths_ptr,
+    columns_ptr,
+    y_stride,
+    inputs,
+    most,
+    layers,
+    total,
+    STEP: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    tile, layer = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    width = tl.load(widths_ptr + layer) // STEP * STEP
+    directory = tl.load(directories_ptr + tile)
+    if (directory < 0) | (tl.program_id(1) * BLOCK_P >= width):
+        return
+    slot = tl.load(slots_ptr + layer)
+    rank, _down, up = pair_of(words_ptr, numbers_ptr, directory, slot, inputs, width, most, total)
+    if rank == 0:
+        return
+    within = tl.arange(0, TILE)
+    rows = tl.load(rows_ptr + tile * TILE + within)
+    h_at = h_ptr + (tile * layers + layer) * most * TILE + within
+    y_at = y_ptr + rows * y_stride + tl.load(columns_ptr + layer) // STEP * STEP
+    add_up_tile(h_at, numbers_ptr + up, y_at, rows >= 0, rank, width, TILE, BLOCK_R, BLOCK_P)

@@ -7,7 +7,8 @@ import triton.language as tl
 
 
 @triton.jit
-def source(n, SIZE: tl.constexpr):
-    """P(n)."""
-    half: tl.constexpr = (SIZE + 1) // 2
-    return tl.where(n < half, 2 * n, 2 * (SIZE - 1 - n) + 1)
+def source(n, size, DCT: tl.constexpr):
+    """P(n) of the DCT, n of the DFT."""
+    if DCT:
+        n = tl.where(n < (size + 1) // 2, 2 * n, 2 * (size - 1 - n) + 1)
+    return n

@@ -28,7 +28,8 @@ from overtone.kernels.gpu.plans import Plan
 
 ALIGNMENT = 4
 """Words: 16 bytes."""
-_HEADER = 4
+HEADER = 4
+"""Words before a record's parts."""
 _NARROW = 1 << 16
 
 

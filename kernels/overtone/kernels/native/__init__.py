@@ -4,7 +4,6 @@ from overtone.kernels.native.library import NativeKernels, native_kernels
 from overtone.kernels.native.records import (
     NO_CORE,
     DctPlan,
-    HeadNorms,
     OwnedRows,
     SeenRows,
     low_rank_address,
@@ -14,7 +13,6 @@ from overtone.kernels.native.records import (
 __all__ = [
     "NO_CORE",
     "DctPlan",
-    "HeadNorms",
     "NativeKernels",
     "OwnedRows",
     "SeenRows",

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from overtone.kernels.layers import HeadNorms
 from overtone.kernels.native import reference
 from overtone.kernels.native.build import NotBuilt, load_library
-from overtone.kernels.native.records import DctPlan, HeadNorms, OwnedRows, SeenRows, low_rank_address
+from overtone.kernels.native.records import DctPlan, OwnedRows, SeenRows, low_rank_address
 
 log = logging.getLogger(__name__)
 

@@ -71,15 +71,6 @@ class SeenRows:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadNorms:
-    """RMS norms of each query head and each key head (Qwen3): weights (D,)."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    epsilon: float
-
-
-@dataclass(frozen=True, slots=True)
 class OwnedRows:
     """m rows of a batch, each changed by the adapter that it belongs to.
 

@@ -1,0 +1,35 @@
+"""Which tiles the programs of low-rank pairs, shared projections and merging take, as `overtone.kernels.gpu.configs`.
+
+They do not depend on how many rows there are: the order of a row's sums follows from them, and it must not depend on the
+row's neighbours. Nothing here was timed yet.
+"""
+
+from __future__ import annotations
+
+import triton
+
+from overtone.kernels.gpu.batch import TILE
+from overtone.kernels.gpu.expand import ExpandConfig
+from overtone.kernels.gpu.low_rank import LowRankConfig
+from overtone.kernels.gpu.materialise import MaterialiseConfig
+
+
+def low_rank_config(most: int, capability: int) -> LowRankConfig:
+    """most: no rank is higher; capability: 80, 90, 100 of sm_80, sm_90, sm_100. Few ranks a program in `shrink`, so that
+    one row alone keeps many programs busy; with 64 a program `shrink` of tiles spills on sm_90."""
+    return LowRankConfig(
+        expand_r=_ranks(most, 1, 16), tile_shrink_r=_ranks(most, TILE, 32), tile_expand_r=_ranks(most, TILE, 64)
+    )
+
+
+def expand_config(most: int, capability: int) -> ExpandConfig:
+    """most: the shared projection's outputs."""
+    return ExpandConfig(block_r=_ranks(most, 1, 16), tile_r=_ranks(most, TILE, 64))
+
+
+def materialise_config(capability: int) -> MaterialiseConfig:
+    return MaterialiseConfig()
+
+
+def _ranks(most: int, low: int, high: int) -> int:
+    return min(max(triton.next_power_of_2(most), low), high)

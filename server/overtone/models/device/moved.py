@@ -1,0 +1,43 @@
+"""Adapters that torch's operators apply on the device: as they are on the host, on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+
+from overtone.models.channels import AdapterDeltas
+
+
+class MovedAdapters:
+    """Those of the running requests. What a step does not ask for, the next one has to copy again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._there: dict[Hashable, AdapterDeltas] = {}
+
+    def of(self, wanted: Mapping[Hashable, AdapterDeltas]) -> Mapping[Hashable, AdapterDeltas]:
+        self._there = {key: self._there.get(key) or self._moved(deltas) for key, deltas in wanted.items()}
+        return self._there
+
+    def _moved(self, deltas: AdapterDeltas) -> AdapterDeltas:
+        known: dict[int, Any] = {}
+        return {name: _moved(delta, self._device, known) for name, delta in deltas.items()}
+
+
+def _moved(thing: Any, device: torch.device, known: dict[int, Any]) -> Any:
+    """`thing` with all tensors in it on `device`; what was one object stays one."""
+    if id(thing) in known:
+        return known[id(thing)]
+    found = thing
+    if isinstance(thing, torch.Tensor):
+        found = thing.to(device)
+    elif isinstance(thing, tuple):
+        found = tuple(_moved(one, device, known) for one in thing)
+    elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {one.name: getattr(thing, one.name) for one in dataclasses.fields(thing) if one.init}
+        found = dataclasses.replace(thing, **{name: _moved(value, device, known) for name, value in fields.items()})
+    known[id(thing)] = found
+    return found
