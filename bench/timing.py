@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,10 +66,10 @@ class Clock:
         return {name: Timed(tuple(samples[name]), graph) for name, (_, _, graph) in ready.items()}
 
     def _ready(self, run: Run) -> tuple[Callable[[], object], int, bool]:
-        """What is timed, how many calls that is, and whether it is a graph; was run once."""
-        run.call(0)
+        """What is timed, how many calls that is, and whether it is a graph; on a GPU it was run before."""
         if self.device.type != "cuda":
             return lambda: run.call(0), 1, False
+        run.call(0)
         calls = self._calls(run)
 
         def all_calls() -> None:
@@ -121,7 +121,3 @@ def measured_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
         {"copy": Run(lambda _: target.copy_(source)), "product": Run(lambda _: torch.mm(a, b, out=out))}
     )
     return Ceilings(2 * _COPY_BYTES / found["copy"].median, 2.0 * _PRODUCT**3 / found["product"].median, measured=True)
-
-
-def middle(values: Sequence[float]) -> float:
-    return statistics.median(values)

@@ -73,7 +73,7 @@ class Cell:
 
     @property
     def shape(self) -> str:
-        return f"{self.q} -> {' + '.join(map(str, self.widths))}"
+        return f"{self.q} -> {' + '.join(map(str, self.widths))}" if self.widths else str(self.q)
 
     def row(self) -> dict[str, object]:
         return {

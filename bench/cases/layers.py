@@ -38,7 +38,7 @@ def decode_attention(cell: Cell, place: Place) -> Trial:
     sets = place.sets(work.bytes)
     query = place.randn(sets, cell.rows, heads, dim)
     out = torch.empty_like(query)
-    cache = place.randn(sets * cell.rows * pages * _PAGE, 2, kv_heads, dim)
+    cache = place.randn(sets * cell.rows * pages, _PAGE, 2, kv_heads, dim)
     table = torch.randperm(sets * cell.rows * pages, device=device).view(sets, cell.rows, pages)
     tokens = torch.arange(cell.rows, device=device)
     lengths = torch.full((cell.rows,), cell.size, dtype=torch.int32, device=device)
@@ -48,12 +48,10 @@ def decode_attention(cell: Cell, place: Place) -> Trial:
     scoring = Scoring(dim**-0.5)
 
     def call(i: int) -> None:
-        attend_decode(
-            query[i], cache, SeenKeys(tokens, lengths, table[i]), out[i], room, splits, _PAGE, scoring, config
-        )
+        attend_decode(query[i], cache, SeenKeys(tokens, lengths, table[i]), out[i], room, splits, scoring, config)
 
     def gathered(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        paged = cache.view(-1, _PAGE, 2, kv_heads, dim)[table[i]].flatten(1, 2)[:, : cell.size]
+        paged = cache[table[i]].flatten(1, 2)[:, : cell.size]
         return paged[:, :, 0].transpose(1, 2), paged[:, :, 1].transpose(1, 2)
 
     def plain(i: int) -> torch.Tensor:
@@ -74,16 +72,16 @@ def prompt_attention(cell: Cell, place: Place) -> Trial:
     heads, kv_heads, dim = _heads(cell)
     device, pages = place.device, -(-cell.rows // _PAGE)
     query = place.randn(cell.rows, heads, dim)
-    out, cache = torch.empty_like(query), place.randn(pages * _PAGE, 2, kv_heads, dim)
+    out, cache = torch.empty_like(query), place.randn(pages, _PAGE, 2, kv_heads, dim)
     table = torch.randperm(pages, device=device)[None]
     one = torch.ones(1, dtype=torch.int32, device=device)
     spans, config = Spans(one * 0, one * cell.rows, one * 0, table), prefill_config(place.capability, dim)
     tiles, scoring = prefill_tiles([(cell.rows, 0)], _GROUP, config, device), Scoring(dim**-0.5)
-    paged = cache.view(-1, _PAGE, 2, kv_heads, dim)[table[0]].flatten(0, 1)[: cell.rows]
+    paged = cache[table[0]].flatten(0, 1)[: cell.rows]
     keys, values = (paged[:, part].transpose(0, 1)[None].contiguous() for part in (0, 1))
 
     def call(i: int) -> None:
-        attend_prefill(query, cache, spans, tiles, out, _PAGE, scoring, config)
+        attend_prefill(query, cache, spans, tiles, out, scoring, config)
 
     def plain(i: int) -> torch.Tensor:
         return F.scaled_dot_product_attention(
@@ -157,7 +155,11 @@ def rotation(cell: Cell, place: Place) -> Trial:
     moved = 2 * (heads + kv_heads) * dim + 3 * kv_heads * dim + 2 * dim
     work = Work(cell.rows * moved * place.itemsize, 4.0 * cell.rows * width)
     sets = place.sets(work.bytes)
-    qkv, cache = place.randn(sets, cell.rows, width), place.randn(sets * cell.rows, 2, kv_heads, dim)
+    qkv, cache = (
+        place.randn(sets, cell.rows, width),
+        place.randn(-(-sets * cell.rows // _PAGE), _PAGE, 2, kv_heads, dim),
+    )
+    by_slot = cache.view(-1, 2, kv_heads, dim)
     angle = torch.rand(cell.rows, dim // 2, device=place.device) * 6
     cos, sin = torch.cos(angle).repeat(1, 2), torch.sin(angle)
     signed = torch.cat((-sin, sin), 1)
@@ -176,14 +178,14 @@ def rotation(cell: Cell, place: Place) -> Trial:
         cut = (heads + kv_heads) * dim
         found = rotated(qkv[i][:, :cut])
         qkv[i][:, :cut] = found.flatten(1)
-        cache[slots[i], 0] = found[:, heads:]
-        cache[slots[i], 1] = qkv[i][:, cut:].view(cell.rows, kv_heads, dim)
+        by_slot[slots[i], 0] = found[:, heads:]
+        by_slot[slots[i], 1] = qkv[i][:, cut:].view(cell.rows, kv_heads, dim)
 
     def error() -> float:
         cut = (heads + kv_heads) * dim
         expected = torch.cat((rotated(qkv[0][:, :cut].double()).flatten(1), qkv[0][:, cut:].double()), 1)
         call(0)
-        written = cache[slots[0]].flatten(1)
+        written = by_slot[slots[0]].flatten(1)
         return max(relative(qkv[0], expected), relative(written, expected[:, heads * dim :]))
 
     return Trial(Run(call, sets), error, work, work.bytes, Run(plain, sets))

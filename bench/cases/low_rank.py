@@ -99,9 +99,8 @@ def _stacked(
     for i in range(sets):
         mine = bank.content(which[i]).tolist()
         mine = mine[:1] if one else mine
-        ready.append(
-            [tuple(_stack(pairs, mine, layer, part, place) for part in (0, 1)) for layer in range(len(cell.widths))]
-        )
+        layers = range(len(cell.widths))
+        ready.append([tuple(_stack(pairs, mine, layer, part, place) for part in (0, 1)) for layer in layers])
 
     def call(i: int) -> None:
         start = 0
