@@ -42,7 +42,7 @@ def test_every_field_has_a_default_and_help() -> None:
         ("max_batch", {"max_batch": 0}),
         ("max_step_tokens", {"max_batch": 8, "max_step_tokens": 4}),
         ("max_context_tokens", {"max_context_tokens": -1}),
-        ("kv_cache_mib", {"kv_cache_mib": 0}),
+        ("kv_cache_mib", {"kv_cache_mib": -1}),
         ("page_tokens", {"page_tokens": 0}),
         ("max_queue", {"max_queue": 0}),
         ("max_queue_tokens", {"max_queue_tokens": 0}),

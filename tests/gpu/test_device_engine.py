@@ -15,6 +15,8 @@ from overtone.api.backend import describe
 from overtone.engine.config import EngineConfig
 from overtone.engine.device_runner import DeviceRunner
 from overtone.engine.engine import Engine
+from overtone.engine.flight import Choice
+from overtone.engine.scheduler import StepPlan
 from overtone.models.base import BaseModel, prepare
 from overtone.models.device.memory import CacheShape, DeviceMemory
 from support.adapters import adapter_files, make_loca_folder
@@ -90,3 +92,37 @@ def test_mixed_families(base: BaseModel, reference: MergedReference, folders: li
     runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
     assert generate(base, runner, list(zip(ids, deltas, strict=True))) == expected
     assert runner.pool.stats.extents == 3
+
+
+def test_steps_begun_ahead(base: BaseModel, reference: MergedReference, folders: list[Path]) -> None:
+    """Steps that are begun before the last one's tokens are known, while requests of different lengths end: the tokens are
+    those of steps one after another."""
+    adapters: list[Path | None] = [folders[0], None, folders[1], folders[0]]
+    ids, new = prompts(base, [3, 9, 5, 2]), [7, 3, 9, 5]
+    expected = [reference.greedy(path, one, n) for path, one, n in zip(adapters, ids, new, strict=True)]
+    runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
+    ahead = _Ahead(runner)
+    recorder = Recorder()
+    engine = Engine(ahead.run, base.codec.decode, base.eos_token_ids, CONFIG, recorder, ahead=ahead)
+    requests = [
+        make_request(f"r{i}", one, n, adapter=None if path is None else deltas_of(base, path), ignore_eos=True)
+        for i, (one, path, n) in enumerate(zip(ids, adapters, new, strict=True))
+    ]
+    serve(engine, recorder, requests)
+    assert [recorder.tokens(request.request_id) for request in requests] == expected
+    assert ahead.begun >= 5
+    assert engine.pages.used == 0
+
+
+class _Ahead:
+    """Counts the steps that are begun with tokens that only the device knows."""
+
+    def __init__(self, runner: DeviceRunner) -> None:
+        self._runner, self.begun = runner, 0
+
+    def run(self, plan: StepPlan, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        self.begun += tokens is not None
+        return self._runner.run(plan, tokens)
+
+    def choose(self, logits: torch.Tensor) -> Choice:
+        return self._runner.choose(logits)

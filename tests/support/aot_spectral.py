@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from overtone.kernels.gpu import analyse, configs, synthesise, tiles
 from overtone.kernels.gpu.analyse import AnalyseConfig
 from overtone.kernels.gpu.batch import TILE
-from overtone.kernels.gpu.plans import BLOCK, split, three_stages
+from overtone.kernels.gpu.plans import split, three_stages
 from overtone.kernels.gpu.synthesise import SynthesiseConfig
 from overtone.kernels.gpu.tiles import InverseTilesConfig
 
@@ -36,8 +36,8 @@ def cases(capability: int) -> Iterator[Case]:
     """Without those that would be compiled twice: most numbers are arguments, not constants."""
     seen = set()
     for case in _all(capability):
-        _, kernel, kinds, constants, warps, multiples = case
-        key = (kernel.__name__, kinds["z_ptr"], tuple(constants.items()), warps, multiples)
+        _, kernel, kinds, constants, warps, _ = case
+        key = (kernel.__name__, kinds["z_ptr"], tuple(constants.items()), warps)
         if key not in seen:
             seen.add(key)
             yield case
@@ -56,38 +56,33 @@ def _all(capability: int) -> Iterator[Case]:
 
 
 def _analyse(size: int, config: AnalyseConfig, dct: bool, together: int) -> Case:
-    whole, multiples = _sizes(size)
     constants = {
-        "N2": whole, "DCT": dct, "THREE": three_stages(size), "TOGETHER": together, "BLOCK_T": config.block_t,
+        "N2": _whole(size), "DCT": dct, "THREE": three_stages(size), "TOGETHER": together, "BLOCK_T": config.block_t,
         "BLOCK_K": config.block_k, "BLOCK_N": config.block_n,
     }  # fmt: skip
     kinds, name = (KINDS, "analyse") if together == 1 else (IN_OPERANDS, "analyse tiles")
-    return f"{name} {size} {config}", analyse._analyse, kinds, constants, config.warps, multiples
+    return f"{name} {size} {config}", analyse._analyse, kinds, constants, config.warps, ROUND
 
 
 def _synthesise(size: int, config: SynthesiseConfig, dct: bool) -> Case:
-    whole, multiples = _sizes(size)
-    three = three_stages(size)
+    whole, three = _whole(size), three_stages(size)
     constants = {
         "M1": whole, "DCT": dct, "THREE": three, "BLOCK_C": whole if three else min(config.block_c, whole),
         "BLOCK_J": config.block_j, "BLOCK_N": config.block_n,
     }  # fmt: skip
-    return f"synthesise {size} {config}", synthesise._add_synthesis, KINDS, constants, config.warps, multiples
+    return f"synthesise {size} {config}", synthesise._add_synthesis, KINDS, constants, config.warps, ROUND
 
 
 def _inverse(size: int, config: InverseTilesConfig, dct: bool) -> Case:
-    whole, multiples = _sizes(size)
-    three = three_stages(size)
+    whole, three = _whole(size), three_stages(size)
     constants = {
         "M1": whole, "DCT": dct, "THREE": three, "TILE": TILE, "BLOCK_T": config.block_t,
         "BLOCK_C": whole if three else min(config.block_c, whole), "BLOCK_N": config.block_n,
     }  # fmt: skip
-    return f"inverse of tiles {size} {config}", tiles._add_inverse_tiles, KINDS, constants, config.warps, multiples
+    return f"inverse of tiles {size} {config}", tiles._add_inverse_tiles, KINDS, constants, config.warps, ROUND
 
 
-def _sizes(size: int) -> tuple[int, frozenset[str]]:
-    """The plan's `whole`, and which numbers are multiples of 16."""
+def _whole(size: int) -> int:
     parts = split(size)
     assert parts is not None
-    whole, cut = parts
-    return whole, ROUND | {"cut"} if cut % BLOCK == 0 else ROUND
+    return parts[0]

@@ -20,6 +20,7 @@ from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft, PromptSource
 from overtone.api.leases import Leases
 from overtone.api.metrics import Metrics
+from overtone.api.placement import cache_pages, host_of_adapters, make_runner
 from overtone.api.sampling_params import seed_of
 from overtone.api.sessions import Session, SessionTable
 from overtone.api.tenants import tenant_weights
@@ -64,7 +65,7 @@ class Backend:
         alone = partial(torch.set_num_threads, 1) if threads else None
         self.base = base
         self.engine_config = engine_config(config, base)
-        self.store = AdapterStore(store_config(config), describe(base), base.device)
+        self.store = AdapterStore(store_config(config), describe(base), host_of_adapters(base))
         self.store.on_load = metrics.observe_load
         metrics.watch_store(self.store.stats)
         # Requests that need an adapter never wait behind uploads.
@@ -75,8 +76,9 @@ class Backend:
         self._guide_threads = ThreadPoolExecutor(2, "overtone-guides", alone)
         self._grammars = GrammarCompiler(base.codec.serialized(), base.vocab_size, base.eos_token_ids)
         self._sessions = SessionTable(loop, metrics, self._leases.releases)
-        runner = ModelRunner(base, self.engine_config, threads)
+        self._runner = runner = make_runner(self.engine_config, base, threads)
         metrics.watch_adapter_rows(lambda: dict(runner.paths))
+        device = None if isinstance(runner, ModelRunner) else runner
         self.engine = Engine(
             runner.run,
             base.codec.decode,
@@ -85,7 +87,12 @@ class Backend:
             self._sessions.report,
             on_death=on_death,
             on_idle=runner.forget,
+            on_queued=lambda request: None if device is None else device.stage(request),
+            ahead=device,
         )
+        if device is not None:
+            device.memory.bind(self.engine.pages.lend, self.engine.pages.take_back)
+            metrics.watch_device_pool(lambda: device.pool.stats)
         self.engine.start()
 
     async def in_store(self, work: Callable[[], T]) -> T:
@@ -195,6 +202,7 @@ class Backend:
     def close(self) -> None:
         """Ends what still runs. Blocks."""
         self.engine.stop()
+        self._runner.close()
         self._tokenizer_thread.shutdown()
         self._leases.close()
         self._guide_threads.shutdown(wait=False, cancel_futures=True)  # whoever waits for a guide is gone
@@ -219,7 +227,7 @@ def touching_every_module(base: BaseModel) -> Mapping[str, ResidentDelta]:
         name: Delta((Term(DCT, sparse_core(index, index, zero, shape), DCT),), shape)
         for name, shape in base.modules.items()
     }
-    return make_resident("", "warm-up", deltas, SharedOnDevice(base.device)).deltas
+    return make_resident("", "warm-up", deltas, SharedOnDevice(host_of_adapters(base))).deltas
 
 
 class BackendSlot:
@@ -239,7 +247,7 @@ class BackendSlot:
 
 def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:
     """The engine's limits for this model: pages from bytes, the context from what the model and the cache allow."""
-    pages = config.kv_cache_bytes // (base.kv_bytes_per_token * config.page_tokens)
+    pages = cache_pages(config, base)
     fits = min(base.max_context_tokens, pages * config.page_tokens)
     return EngineConfig(
         max_batch=config.max_batch,

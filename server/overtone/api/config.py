@@ -66,7 +66,13 @@ class ServerConfig:
         default=0,
         metadata=_about("Prompt and completion together; 0: what the model allows and the cache holds.", least=0),
     )
-    kv_cache_mib: int = field(default=2048, metadata=_about("Memory for keys and values, in MiB.", least=1))
+    kv_cache_mib: int = field(
+        default=0,
+        metadata=_about(
+            "Memory for keys and values, on a GPU for adapters too, in MiB; 0: 2048 on a CPU, 9/10 of what a GPU has free.",
+            least=0,
+        ),
+    )
     page_tokens: int = field(default=16, metadata=_about("Tokens in one page of the key-value cache.", least=1))
     max_queue: int = field(default=512, metadata=_about("Requests that may wait; more are refused.", least=1))
     max_queue_tokens: int = field(
@@ -86,7 +92,9 @@ class ServerConfig:
     default_max_new_tokens: int = field(
         default=256, metadata=_about("Completion length where a request names none.", least=1)
     )
-    adapter_memory_mib: int = field(default=1024, metadata=_about("Memory for resident adapters, in MiB.", least=1))
+    adapter_memory_mib: int = field(
+        default=1024, metadata=_about("Memory of the host for resident adapters, in MiB.", least=1)
+    )
     adapter_load_threads: int = field(
         default=32, metadata=_about("Adapters that may be on their way from disk to memory at once.", least=1)
     )
@@ -137,10 +145,6 @@ class ServerConfig:
     def model_folder(self) -> Path:
         """Where converted GGUF models are."""
         return self.model_cache or self.store / "models"
-
-    @property
-    def kv_cache_bytes(self) -> int:
-        return self.kv_cache_mib * MIB
 
     @property
     def adapter_memory_bytes(self) -> int:

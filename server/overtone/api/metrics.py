@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
@@ -88,6 +89,17 @@ class Metrics:
         """rows: how often adapters were applied to a token's row of a layer, by path."""
         self.registry.register(_AdapterRows(rows))
 
+    def watch_device_pool(self, stats: Callable[[], PoolCounts]) -> None:
+        """Of a server whose adapters are applied from the memory of a GPU."""
+        pool = (
+            ("device_adapters", "Adapters in the GPU's memory", lambda: stats().extents),
+            ("device_adapter_bytes", "What they take of the GPU's memory", lambda: stats().nbytes),
+            ("device_adapter_uploads", "Adapters copied to the GPU since the start", lambda: stats().uploads),
+            ("device_adapter_evictions", "Adapters that made room for others there", lambda: stats().evictions),
+        )
+        for name, about, read in pool:
+            Gauge(f"overtone_{name}", about, registry=self.registry).set_function(read)
+
     def count_call(self, method: str, code: str) -> None:
         self._calls.labels(method, code).inc()
 
@@ -132,6 +144,19 @@ class Metrics:
             self._step.observe(stats.duration_s)
             self._distinct.observe(stats.distinct_adapters)
             self._batch.observe(stats.chunks)
+
+
+class PoolCounts(Protocol):
+    """What a pool of adapters in a GPU's memory counts."""
+
+    @property
+    def extents(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def uploads(self) -> int: ...
+    @property
+    def evictions(self) -> int: ...
 
 
 class _AdapterRows(Collector):

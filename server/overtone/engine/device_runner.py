@@ -16,11 +16,14 @@ import torch
 from overtone.engine.batch import pack_tokens
 from overtone.engine.config import EngineConfig
 from overtone.engine.decode_inputs import DecodeInputs, bucket_of
+from overtone.engine.flight import Choice
 from overtone.engine.logprobs import prompt_rows
 from overtone.engine.recorded import Recorder
 from overtone.engine.scheduler import Chunk, StepPlan
 from overtone.engine.types import Request
 from overtone.kernels.gpu.attend_decode import SeenKeys
+from overtone.kernels.gpu.layer_configs import greedy_config
+from overtone.kernels.gpu.sample import GreedyRoom, choose_greedy
 from overtone.models.adapter_rows import PATHS, AdapterRows
 from overtone.models.adapter_step import AdapterStep
 from overtone.models.base import BaseModel
@@ -102,6 +105,29 @@ class DeviceRunner:
         finally:
             self._base.slot.step = self._base.slot.head = None
             self.pool.prefetch()
+
+    @torch.inference_mode()
+    def choose(self, logits: torch.Tensor) -> Choice:
+        """The greedy token of each row, the lowest index of its largest logit. Does not wait for the device."""
+        rows, vocabulary = logits.shape
+        tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+        finite = torch.empty(rows, dtype=torch.bool, device=logits.device)
+        assert self._base.capability is not None
+        config = greedy_config(self._base.capability)
+        choose_greedy(logits, tokens, finite, GreedyRoom.of(rows, vocabulary, config, logits.device), config)
+        both = torch.stack((tokens, finite.to(torch.int64)))
+        if not both.is_cuda:
+            return Choice(tokens, lambda: _read(both))
+        host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
+        host.copy_(both, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+        def read() -> tuple[list[int], list[bool]]:
+            done.synchronize()  # of what was asked for until then, not of the step that follows
+            return _read(host)
+
+        return Choice(tokens, read)
 
     # -- decoding alone
 
@@ -232,6 +258,11 @@ class DeviceRunner:
 
     def _count(self, path: str, runs: Sequence[Run]) -> None:
         self.paths[path] += sum(run.tokens * len(run.adapter.packed.uses) for run in runs if run.adapter is not None)
+
+
+def _read(both: torch.Tensor) -> tuple[list[int], list[bool]]:
+    tokens, finite = both.tolist()
+    return tokens, [bool(one) for one in finite]
 
 
 def _key(request: Request) -> Hashable:

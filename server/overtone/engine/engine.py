@@ -17,10 +17,12 @@ import torch
 from overtone.engine.config import EngineConfig
 from overtone.engine.deadlines import Deadlines
 from overtone.engine.detokenizer import Detokenizer
+from overtone.engine.flight import AheadRunner, Flight, can_fly
 from overtone.engine.logprobs import take_prompt_logprobs
+from overtone.engine.prefix import PrefixCache
 from overtone.engine.queue_limits import QueueLoad, check_queue
 from overtone.engine.rows import DecodeRows
-from overtone.engine.sampler import sample
+from overtone.engine.sampler import Sampled, sample
 from overtone.engine.scheduler import Scheduler, StepPlan
 from overtone.engine.sequence import Sequence
 from overtone.engine.steps import EventBuilder
@@ -38,7 +40,11 @@ Runner = Callable[[StepPlan], torch.Tensor]
 
 class Engine:
     """Continuous batching over `run`. `report` is called from the engine's thread, once after every step; `on_death` once
-    if the engine cannot go on; `on_idle` when nothing is left to do."""
+    if the engine cannot go on; `on_idle` when nothing is left to do; `on_queued` with each request that is taken in.
+
+    ahead: `run` is its method, and while the device computes a step of greedy rows, the next one is begun and the last
+    one's tokens are told: the device never waits for the host (see `_step_ahead`).
+    """
 
     def __init__(
         self,
@@ -49,8 +55,13 @@ class Engine:
         report: Callable[[StepReport], None],
         on_death: Callable[[], None] = lambda: None,
         on_idle: Callable[[], None] = lambda: None,
+        on_queued: Callable[[Request], None] = lambda _: None,
+        ahead: AheadRunner | None = None,
     ) -> None:
         self._run = run
+        self._ahead = ahead
+        self._flight: Flight | None = None  # begun, its tokens not yet told
+        self._on_queued = on_queued
         self._decode = decode
         self._config = config
         self._report = report
@@ -120,6 +131,11 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
+    @property
+    def pages(self) -> PrefixCache:
+        """Of the KV cache; for the engine's thread."""
+        return self._scheduler.pages
+
     # -- the engine's thread
 
     def _loop(self) -> None:
@@ -141,7 +157,7 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                idle = not self._scheduler.running and not self._scheduler.load.requests
+                idle = self._flight is None and not self._scheduler.running and not self._scheduler.load.requests
                 if idle and not self._submitted and not self._cancelled and not self._stopping:
                     self._decode_rows.forget()
                     self._on_idle()
@@ -159,6 +175,10 @@ class Engine:
     def _step(self, events: list[Event]) -> None:
         """schedule -> run -> postprocess."""
         started = time.monotonic()
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._step_ahead(flight, events, started)
+            return
         plan = self._scheduler.schedule()
         with self._wake:
             self._load = self._scheduler.load.copy()
@@ -169,13 +189,37 @@ class Engine:
             self._mark_admitted(plan, started)
             try:
                 logits = self._run(plan)
-                self._postprocess(plan, logits, events)
+                if self._ahead is not None and can_fly(plan):
+                    self._flight = Flight(plan, self._ahead.choose(logits))
+                else:
+                    self._postprocess(plan, logits, events)
                 self._failed_steps = 0
             except BaseException as error:
-                log.exception("a step failed; its %d requests end with an error", len(plan.chunks))
-                failure = error if isinstance(error, OvertoneError) else EngineError("the model failed on this batch")
-                events += [self._end(c.sequence, failure) for c in plan.chunks if c.sequence.rank is not None]
-                self._failed_steps += 1
+                self._fail(plan, error, events)
+        self._report_step(events, None if self._flight else plan, started)
+
+    def _step_ahead(self, flight: Flight, events: list[Event], started: float) -> None:
+        """Begins the step after `flight`, if it can be said which that is, then tells what `flight` chose."""
+        assert self._ahead is not None
+        following = None if self._submitted or self._stopping else self._scheduler.look_ahead(flight.plan)
+        try:
+            if following is not None:
+                logits = self._ahead.run(following, flight.tokens_of(following))
+                self._flight = Flight(following, self._ahead.choose(logits))
+            self._advance(flight.plan, flight.sampled(), events)
+            self._failed_steps = 0
+        except BaseException as error:
+            self._flight = None
+            self._fail(flight.plan, error, events)
+        self._report_step(events, flight.plan, started)
+
+    def _fail(self, plan: StepPlan, error: BaseException, events: list[Event]) -> None:
+        log.error("a step failed; its %d requests end with an error", len(plan.chunks), exc_info=error)
+        failure = error if isinstance(error, OvertoneError) else EngineError("the model failed on this batch")
+        events += [self._end(c.sequence, failure) for c in plan.chunks if c.sequence.rank is not None]
+        self._failed_steps += 1
+
+    def _report_step(self, events: list[Event], plan: StepPlan | None, started: float) -> None:
         self._deliver(StepReport(tuple(events), self._stats(plan, time.monotonic() - started)))
         if self._failed_steps >= _MAX_FAILED_STEPS:
             # One bad batch is an accident; this is a device that will not come back.
@@ -203,6 +247,7 @@ class Engine:
             sequence = self._sequences[request.request_id] = Sequence(request, detokenizer)
             self._scheduler.add(sequence)
             self._deadlines.add(sequence)
+            self._on_queued(request)
         for request_id, error in cancelled.items():
             if request_id in self._sequences:
                 events.append(self._end(self._sequences[request_id], error))
@@ -220,12 +265,19 @@ class Engine:
         completed = [chunk.sequence for chunk in plan.chunks if chunk.completes]
         sampled = sample(logits[: len(completed)], completed, self._eos)
         take_prompt_logprobs(plan, logits[len(completed) :])
-        unsound = {s for s, choice in zip(completed, sampled, strict=True) if choice.token_id is None}
+        self._advance(plan, sampled, events)
+
+    def _advance(self, plan: StepPlan, choices: list[Sampled], events: list[Event]) -> None:
+        """choices: of the chunks that complete. What has ended since the step was begun is passed over."""
+        completed = [chunk.sequence for chunk in plan.chunks if chunk.completes]
+        chosen = [(s, choice) for s, choice in zip(completed, choices, strict=True) if s.rank is not None]
+        unsound = {sequence for sequence, choice in chosen if choice.token_id is None}
         for sequence in unsound:
             self._scheduler.pages.withdraw(sequence)
         for chunk in plan.chunks:
-            self._scheduler.advance(chunk, sound=chunk.sequence not in unsound)
-        for sequence, choice in zip(completed, sampled, strict=True):
+            if chunk.sequence.rank is not None:
+                self._scheduler.advance(chunk, sound=chunk.sequence not in unsound)
+        for sequence, choice in chosen:
             event = self._builder.advance(sequence, choice, time.monotonic())
             if event.last:
                 self._remove(sequence)

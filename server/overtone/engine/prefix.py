@@ -156,11 +156,9 @@ class PrefixCache:
 
     def withdraw(self, sequence: Sequence) -> None:
         """None of its pages, nor anything computed from them, is found again."""
-        doomed = [known for page in sequence.pages[:1] if (known := self._by_page.get(page)) and known.listed]
-        while doomed:
-            each = doomed.pop()
-            doomed += each.children.values()
-            self._unlist(each)
+        for page in sequence.pages[:1]:
+            if (known := self._by_page.get(page)) and known.listed:
+                self._forget(known)
 
     def release(self, sequence: Sequence) -> None:
         """It uses its pages no more and has computed nothing."""
@@ -177,10 +175,34 @@ class PrefixCache:
         sequence.reached = max(sequence.reached, sequence.computed)
         sequence.pages, sequence.computed, sequence.published = [], 0, 0
 
+    def lend(self, count: int) -> bool:
+        """Takes the topmost pages out, forgetting what is cached there; False, and nothing is changed, if a sequence uses
+        one of them."""
+        last = self._allocator.total - count
+        top = [self._by_page.get(page) for page in self._allocator.owned_above(last)]
+        if last < 1 or any(known is None or known.users for known in top):
+            return False
+        for known in top:
+            if known is not None and known.listed:
+                self._forget(known)
+        return self._allocator.lend(count)
+
+    def take_back(self, count: int) -> None:
+        """See `PageAllocator.take_back`."""
+        self._allocator.take_back(count)
+
     def take_counts(self) -> CacheCounts:
         counts = CacheCounts(self._queries, self._hits, self._evictions)
         self._queries = self._hits = self._evictions = 0
         return counts
+
+    def _forget(self, known: CachedPage) -> None:
+        """It is not found again, nor what goes on from it."""
+        doomed = [known]
+        while doomed:
+            each = doomed.pop()
+            doomed += each.children.values()
+            self._unlist(each)
 
     def _unlist(self, known: CachedPage) -> None:
         del self._listed[known.key]

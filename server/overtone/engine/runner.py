@@ -69,6 +69,9 @@ class ModelRunner:
         logits: torch.Tensor = output.logits[0]
         return logits
 
+    def close(self) -> None:
+        """Nothing of it runs by itself."""
+
     def forget(self) -> None:
         """Lets go of the adapters of the last batch: their leases have ended."""
         self._rows, self._head_rows = (

@@ -40,12 +40,8 @@ def sample(
     best, greedy = row_maxima(logits)
     # The maximum carries NaN and +inf, and -inf if nothing is above it.
     finite, tokens = best.isfinite().tolist(), greedy.tolist()
-    errors: dict[int, OvertoneError] = {
-        row: EngineError("the model's logits for this request are not finite")
-        for row, ok in enumerate(finite)
-        if not ok
-    }
-    others = [row for row, s in enumerate(sequences) if finite[row] and not _plain(s)]
+    errors: dict[int, OvertoneError] = {row: not_finite() for row, ok in enumerate(finite) if not ok}
+    others = [row for row, s in enumerate(sequences) if finite[row] and not plainly_greedy(s)]
     if others:
         at = torch.tensor(others, device=logits.device)
         chosen, failures = _choose(logits.index_select(0, at).float(), [sequences[r] for r in others], eos_token_ids)
@@ -84,7 +80,12 @@ def row_maxima(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return best, index
 
 
-def _plain(sequence: Sequence) -> bool:
+def not_finite() -> EngineError:
+    return EngineError("the model's logits for this request are not finite")
+
+
+def plainly_greedy(sequence: Sequence) -> bool:
+    """Whether its next token is the one of the largest logit, whatever came before."""
     return sequence.request.sampling.greedy and not changes_logits(sequence)
 
 

@@ -114,6 +114,24 @@ class Scheduler:
             return None
         return StepPlan(tuple(Chunk(s, 1) for s in decodes), prefills, tuple(self._fresh), self._preempted)
 
+    def look_ahead(self, plan: StepPlan) -> StepPlan | None:
+        """The step after `plan`, which is under way, before the tokens that it chooses are known: of the sequences that its
+        tokens cannot be the last of. None if it cannot be said: there are others, or no pages without preempting."""
+        sequences = [chunk.sequence for chunk in plan.decodes]
+        if plan.prefills or self.load.requests or set(sequences) != set(self.running):
+            return None
+        going_on = [s for s in sequences if len(s.output_ids) + 1 < s.request.stopping.max_new_tokens]
+        missing = [max(0, self.pages.pages_for(s.num_tokens + 1) - len(s.pages)) for s in going_on]
+        if not going_on or not self.pages.can_allocate(sum(missing)):
+            return None
+        fresh: list[int] = []
+        for sequence, count in zip(going_on, missing, strict=True):
+            pages = self.pages.allocate(count)
+            sequence.pages += pages
+            fresh += pages
+            self._charge(sequence, ahead=1)
+        return StepPlan(tuple(Chunk(sequence, 1) for sequence in going_on), (), tuple(fresh), 0)
+
     def advance(self, chunk: Chunk, *, sound: bool) -> None:
         """The step has computed this chunk. sound: as far as one can see without NaN, so that others may use its pages."""
         chunk.sequence.computed += chunk.length
@@ -187,10 +205,11 @@ class Scheduler:
         self._fresh += pages
         return True
 
-    def _charge(self, sequence: Sequence) -> None:
-        """For its tokens that are new: neither charged before nor found in the cache."""
-        new = sequence.num_tokens - max(sequence.charged, sequence.computed)
-        sequence.charged = sequence.num_tokens
+    def _charge(self, sequence: Sequence, ahead: int = 0) -> None:
+        """For its tokens that are new: neither charged before nor found in the cache. ahead: tokens not known yet."""
+        tokens = sequence.num_tokens + ahead
+        new = tokens - max(sequence.charged, sequence.computed)
+        sequence.charged = tokens
         self._queue(sequence).charge(sequence, max(0, new))
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -71,6 +71,11 @@ class AdaptedLinear(nn.Module):
         return self.linear.weight(self._index)
 
     @property
+    def own_weight(self) -> torch.Tensor:
+        """(p, q), the memory itself (`PackedLinear.own_weight`)."""
+        return self.linear.own_weight(self._index)
+
+    @property
     def bias(self) -> torch.Tensor | None:
         start, stop = self.linear.bounds[self._index]
         return None if self.linear.bias is None else self.linear.bias[start:stop]

@@ -69,6 +69,13 @@ class PackedLinear:
         start, stop = self.bounds[index]
         return self._form.dense()[start:stop]
 
+    def own_weight(self, index: int = 0) -> torch.Tensor:
+        """`weight(index)`, the memory itself: what is written there the layer multiplies by from then on. Raises
+        `UnsupportedModel` unless the layout is plain."""
+        if self.layout != "plain":
+            raise UnsupportedModel(f"weights packed for the CPU ({self.layout}) cannot be overwritten", field="model")
+        return self.weight(index)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._sizes:
             return by_blocks(self._product, x.reshape(-1, x.shape[-1]), sizes=self._sizes).view(

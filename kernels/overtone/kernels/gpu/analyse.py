@@ -68,7 +68,7 @@ def launch(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "cut"])
 def _analyse(
     x_ptr,
     rows_ptr,
@@ -93,15 +93,26 @@ def _analyse(
     BLOCK_N: tl.constexpr,
 ):
     first = tl.program_id(0) * BLOCK_T
-    each = first + tl.arange(0, BLOCK_T)
-    if tl.max(tl.load(directories_ptr + each // TOGETHER, mask=each < tokens, other=-1), 0) < 0:
-        return
     k1 = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     column = tl.arange(0, BLOCK_T * N2)  # of a row, its n2
     token, n2 = first + column // N2, column % N2
-    row = tl.load(rows_ptr + token, mask=token < tokens, other=-1)
-    there = (row >= 0) & (tl.load(directories_ptr + token // TOGETHER, mask=token < tokens, other=-1) >= 0)
-    row_at = tl.where(there, row, 0).to(tl.int64) * x_stride
+    # Rows of one directory are asked for it once; what is loaded once is a number, not a tensor of one.
+    if TOGETHER > 1 or BLOCK_T == 1:
+        if tl.load(directories_ptr + first // TOGETHER) < 0:
+            return
+        there = token < tokens
+    else:
+        each = first + tl.arange(0, BLOCK_T)
+        if tl.max(tl.load(directories_ptr + each, mask=each < tokens, other=-1), 0) < 0:
+            return
+        there = tl.load(directories_ptr + token, mask=token < tokens, other=-1) >= 0
+    if BLOCK_T == 1:
+        row = tl.load(rows_ptr + first)
+        row_at = tl.maximum(row, 0) * x_stride + tl.zeros((N2,), tl.int64)
+    else:
+        row = tl.load(rows_ptr + token, mask=token < tokens, other=-1)
+        row_at = tl.maximum(row, 0) * x_stride
+    there = there & (row >= 0)
     operand = f_ptr.dtype.element_ty
     a_re = tl.zeros((BLOCK_K, BLOCK_T * N2), tl.float32)
     a_im = tl.zeros((BLOCK_K, BLOCK_T * N2), tl.float32)
@@ -118,10 +129,10 @@ def _analyse(
     b_re, b_im = (t_re * a_re - t_im * a_im).to(operand), (t_re * a_im + t_im * a_re).to(operand)
     if THREE:
         z = inner_forward(b_re, b_im, inner_f_ptr, inner_t_ptr, m_ptr, BLOCK_K, BLOCK_T)
-        # A row is one token's k1 and kb, a column kc.
-        at = tl.arange(0, 16 * BLOCK_K * BLOCK_T)
-        of_token, of_k1 = first + at % BLOCK_T, tl.program_id(1) * BLOCK_K + at // BLOCK_T % BLOCK_K
-        place = (of_k1 * N2 + at // (BLOCK_T * BLOCK_K) * 16)[:, None] + tl.arange(0, 16)[None, :]
+        z = tl.trans(z)  # a row is one token's k1 and kb
+        at = tl.arange(0, BLOCK_K * BLOCK_T * 16)
+        of_token, of_k1 = first + at // 16 % BLOCK_T, tl.program_id(1) * BLOCK_K + at // (16 * BLOCK_T)
+        place = (of_k1 * N2 + at % 16 * 16)[:, None] + tl.arange(0, 16)[None, :]
     else:
         # (k1, token, n2): a row of the second product is one token's k1.
         k2 = tl.arange(0, N2)
@@ -132,7 +143,10 @@ def _analyse(
         at = tl.arange(0, BLOCK_K * BLOCK_T)
         of_token, of_k1 = first + at % BLOCK_T, tl.program_id(1) * BLOCK_K + at // BLOCK_T
         place = (of_k1 * N2)[:, None] + k2[None, :]
-    owned = tl.load(directories_ptr + of_token // TOGETHER, mask=of_token < tokens, other=-1) >= 0
+    if TOGETHER > 1 or BLOCK_T == 1:
+        owned = of_k1 < cut
+    else:
+        owned = (of_k1 < cut) & (tl.load(directories_ptr + of_token, mask=of_token < tokens, other=-1) >= 0)
     to = (of_token // TOGETHER).to(tl.int64) * TOGETHER * size + of_token % TOGETHER
     z_at = z_ptr + to[:, None] + place * TOGETHER
-    tl.store(z_at, z.to(z_ptr.dtype.element_ty), mask=(owned & (of_k1 < cut))[:, None])
+    tl.store(z_at, z.to(z_ptr.dtype.element_ty), mask=owned[:, None])

@@ -26,7 +26,8 @@ def analyse_config(size: int, rows: int, capability: int) -> AnalyseConfig:
 def synthesise_config(size: int, rows: int, capability: int) -> SynthesiseConfig:
     if three_stages(size):
         return SynthesiseConfig(block_j=2, warps=8)
-    return SynthesiseConfig(block_c=_whole(size))
+    # With 4 entries at once 4096 outputs spill on sm_80.
+    return SynthesiseConfig(block_c=_whole(size), block_j=2 if capability < 90 else 4)
 
 
 def analyse_tiles_config(size: int, capability: int) -> AnalyseConfig:

@@ -6,8 +6,6 @@ row's neighbours. Nothing here was timed yet.
 
 from __future__ import annotations
 
-import triton
-
 from overtone.kernels.gpu.batch import TILE
 from overtone.kernels.gpu.expand import ExpandConfig
 from overtone.kernels.gpu.low_rank import LowRankConfig
@@ -16,15 +14,14 @@ from overtone.kernels.gpu.materialise import MaterialiseConfig
 
 def low_rank_config(most: int, capability: int) -> LowRankConfig:
     """most: no rank is higher; capability: 80, 90, 100 of sm_80, sm_90, sm_100. Few ranks a program in `shrink`, so that
-    one row alone keeps many programs busy; with 64 a program `shrink` of tiles spills on sm_90."""
-    return LowRankConfig(
-        expand_r=_ranks(most, 1, 16), tile_shrink_r=_ranks(most, TILE, 32), tile_expand_r=_ranks(most, TILE, 64)
-    )
+    one row alone keeps many programs busy; with 64 at once tiles spill on sm_90 or sm_100."""
+    of_tiles = _ranks(most, TILE, 32)
+    return LowRankConfig(expand_r=_ranks(most, 1, 16), tile_shrink_r=of_tiles, tile_expand_r=of_tiles)
 
 
 def expand_config(most: int, capability: int) -> ExpandConfig:
     """most: the shared projection's outputs."""
-    return ExpandConfig(block_r=_ranks(most, 1, 16), tile_r=_ranks(most, TILE, 64))
+    return ExpandConfig(block_r=_ranks(most, 1, 16), tile_r=_ranks(most, TILE, 32))
 
 
 def materialise_config(capability: int) -> MaterialiseConfig:
@@ -32,4 +29,4 @@ def materialise_config(capability: int) -> MaterialiseConfig:
 
 
 def _ranks(most: int, low: int, high: int) -> int:
-    return min(max(triton.next_power_of_2(most), low), high)
+    return min(max(1 << (most - 1).bit_length(), low), high)

@@ -64,7 +64,7 @@ def tables(plan: Plan) -> tuple[torch.Tensor, ...]:
     return f, plan.t, plan.m, t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cut"])
 def _add_synthesis(
     z_ptr,
     y_ptr,

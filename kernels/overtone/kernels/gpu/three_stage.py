@@ -7,11 +7,9 @@ import triton.language as tl
 
 
 @triton.jit
-def inner_forward(
-    b_re, b_im, inner_f_ptr, inner_t_ptr, m_ptr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr
-):  # fmt: skip
-    """sum_n2 M[k2, n2] b[k1, t, n2], real. b: (BLOCK_K, BLOCK_T * 256), of the operands' type; returns (16 * BLOCK_K *
-    BLOCK_T, 16), rows (kb, k1, t), columns kc, float32."""
+def inner_forward(b_re, b_im, inner_f_ptr, inner_t_ptr, m_ptr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr):
+    """sum_n2 M[k2, n2] b[k1, t, n2], real. b: (BLOCK_K, BLOCK_T * 256), of the operands' type; returns (16, BLOCK_K *
+    BLOCK_T * 16), rows kc, columns (k1, t, kb), float32. All products are wide: warps share columns, none has them all."""
     others: tl.constexpr = BLOCK_K * BLOCK_T
     b_re = tl.reshape(tl.permute(tl.reshape(b_re, (others, 16, 16)), (1, 0, 2)), (16, others * 16))
     b_im = tl.reshape(tl.permute(tl.reshape(b_im, (others, 16, 16)), (1, 0, 2)), (16, others * 16))
@@ -26,10 +24,17 @@ def inner_forward(
     t_at = inner_t_ptr + at[:, None] * 16 + (tl.arange(0, others * 16) % 16)[None, :]
     t_re, t_im = tl.load(t_at), tl.load(t_at + 256)
     operand = b_re.dtype
-    e_re = tl.reshape((t_re * d_re - t_im * d_im).to(operand), (16 * others, 16))
-    e_im = tl.reshape((t_re * d_im + t_im * d_re).to(operand), (16 * others, 16))
-    z = tl.dot(e_re, tl.load(m_ptr + square), input_precision="ieee")
-    return tl.dot(e_im, tl.load(m_ptr + 256 + square), z, input_precision="ieee")
+    e_re = _last_first((t_re * d_re - t_im * d_im).to(operand), others)
+    e_im = _last_first((t_re * d_im + t_im * d_re).to(operand), others)
+    turned = at[None, :] * 16 + at[:, None]
+    z = tl.dot(tl.load(m_ptr + turned), e_re, input_precision="ieee")
+    return tl.dot(tl.load(m_ptr + 256 + turned), e_im, z, input_precision="ieee")
+
+
+@triton.jit
+def _last_first(d, OTHERS: tl.constexpr):
+    """(kb, (others, nc)) as (nc, (others, kb))."""
+    return tl.reshape(tl.permute(tl.reshape(d, (16, OTHERS, 16)), (2, 1, 0)), (16, OTHERS * 16))
 
 
 @triton.jit

@@ -93,7 +93,7 @@ def add_inverse_tiles(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layers"])
 def _core_tiles(
     z_ptr,
     u_ptr,
@@ -138,7 +138,7 @@ def _core_tiles(
     tl.store(to, u.to(u_ptr.dtype.element_ty), mask=(block < blocks)[:, None, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cut", "layers"])
 def _add_inverse_tiles(
     u_ptr,
     y_ptr,

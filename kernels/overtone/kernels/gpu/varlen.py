@@ -84,7 +84,8 @@ class VarlenAttention:
         """The last tokens of sequences whose keys are in the cache, their own included.
 
         query: (T, heads, D); cache: (pages, page_tokens, 2, kv_heads, D); ends: (S + 1,) int32, of the tokens; keys:
-        (S,) int32, how many a sequence has with them; table: (S, P) int32; longest: the most tokens and the most keys of one sequence.
+        (S,) int32, how many a sequence has with them; table: (S, P) int32; longest: the most tokens and the most keys of
+        one sequence.
         """
         assert self.takes_pages(cache.shape[1])
         found = {"block_table": table, "seqused_k": keys}

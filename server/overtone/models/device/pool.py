@@ -36,10 +36,10 @@ class OnDevice:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """extents: adapters there; bytes: that they take; uploads, evictions: since the start."""
+    """extents: adapters there; nbytes: what they take; uploads, evictions: since the start."""
 
     extents: int
-    bytes: int
+    nbytes: int
     uploads: int
     evictions: int
 

@@ -1,0 +1,64 @@
+"""A step whose tokens the device has chosen, or is going to, and the host does not know yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from overtone.engine.sampler import Sampled, not_finite, plainly_greedy
+from overtone.engine.scheduler import StepPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Of S rows. tokens: (S,) int64 on the device; read: waits for the device and says the tokens, and of each row whether
+    its largest logit is finite."""
+
+    tokens: torch.Tensor
+    read: Callable[[], tuple[list[int], list[bool]]]
+
+
+class AheadRunner(Protocol):
+    """A runner whose steps can be begun before the last one's tokens are known. None of these waits for the device."""
+
+    def run(self, plan: StepPlan, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of a plan. tokens: of a plan of `Scheduler.look_ahead`, (S,) int64 on the device: its sequences' next
+        ones."""
+
+    def choose(self, logits: torch.Tensor) -> Choice:
+        """The greedy token of each row of logits (S, vocabulary)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flight:
+    """A plan of decodes that has been begun."""
+
+    plan: StepPlan
+    choice: Choice
+
+    def sampled(self) -> list[Sampled]:
+        """What the device chose; waits for it."""
+        tokens, finite = self.choice.read()
+        return [
+            Sampled(token) if sound else Sampled(None, error=not_finite())
+            for token, sound in zip(tokens, finite, strict=True)
+        ]
+
+    def tokens_of(self, plan: StepPlan) -> torch.Tensor:
+        """Of the sequences of `plan`, all of which are in this one, in its order."""
+        places = {chunk.sequence: place for place, chunk in enumerate(self.plan.decodes)}
+        rows = [places[chunk.sequence] for chunk in plan.decodes]
+        if rows == list(range(len(places))):
+            return self.choice.tokens
+        return self.choice.tokens[torch.tensor(rows, device=self.choice.tokens.device)]
+
+
+def can_fly(plan: StepPlan) -> bool:
+    """Whether the device alone can choose the plan's tokens."""
+    return not plan.prefills and all(
+        plainly_greedy(chunk.sequence) and not chunk.sequence.request.logprobs and not chunk.sequence.request.top_n
+        for chunk in plan.decodes
+    )
