@@ -65,7 +65,7 @@ def _fractions(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlim(0, max(1.1, *(part + 0.1 for each in found.values() for part in each.values())))
     axes.set_xlabel("roofline time / time taken (median over shapes; distinct adapters)")
     axes.set_title(_title(rows), fontsize=10)
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -165,11 +165,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of `layers` equal layers. head: the last matrix, (p, q)."""
+    """A decoder of `layers` equal layers. head: the last matrix, (p, q); heads: of queries, of keys, numbers of each."""
 
     layers: int
     groups: tuple[Group, ...]
     head: tuple[int, int]
+    heads: tuple[int, int, int] = (32, 8, 128)
 
     @property
     def weights(self) -> int:
@@ -257,11 +258,12 @@ def family_layer(shape: Shape, family: Family, rows: int, distinct: int, stages:
     return total, launches
 
 
-def base_step(shape: Shape, rows: int, given: Assumptions) -> float:
-    """Seconds of a step of the base model without attention over a past."""
+def base_step(shape: Shape, rows: int, given: Assumptions, past: int = 0) -> float:
+    """Seconds of a step of the base model. past: keys that each row sees."""
     layer = given.seconds("base", base_layer(shape, rows), len(shape.groups) + given.small)
+    attention = given.ceilings.seconds(decode_attention_work(rows, past, *shape.heads)) if past else 0.0
     p, q = shape.head
-    return shape.layers * layer + p * q * BFLOAT16 / given.ceilings.bandwidth
+    return shape.layers * (layer + attention) + p * q * BFLOAT16 / given.ceilings.bandwidth
 
 
 def added_step(shape: Shape, family: Family, rows: int, distinct: int, given: Assumptions) -> float:
@@ -270,9 +272,9 @@ def added_step(shape: Shape, family: Family, rows: int, distinct: int, given: As
     return shape.layers * given.seconds(family.kind, work, launches)
 
 
-def share(shape: Shape, family: Family, rows: int, distinct: int, given: Assumptions) -> float:
+def share(shape: Shape, family: Family, rows: int, distinct: int, given: Assumptions, past: int = 0) -> float:
     """What adapters add, as a part of the base model's step."""
-    return added_step(shape, family, rows, distinct, given) / base_step(shape, rows, given)
+    return added_step(shape, family, rows, distinct, given) / base_step(shape, rows, given, past)
 
 
 def merge_seconds(shape: Shape, n: int, given: Assumptions) -> float:

@@ -65,6 +65,15 @@ class Clock:
                 samples[name].append(self._seconds(replay) / calls)
         return {name: Timed(tuple(samples[name]), graph) for name, (_, _, graph) in ready.items()}
 
+    def replays(self, replay: Callable[[], object], times: int) -> float:
+        """Seconds of one of so many replays one after another."""
+
+        def every() -> None:
+            for _ in range(times):
+                replay()
+
+        return self._seconds(every) / times
+
     def _ready(self, run: Run) -> tuple[Callable[[], object], int, bool]:
         """What is timed, how many calls that is, and whether it is a graph; on a GPU it was run before."""
         if self.device.type != "cuda":

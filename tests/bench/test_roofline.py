@@ -96,6 +96,14 @@ def test_steps(rows: int, base_ms: float, lora: float) -> None:
     assert share(LLAMA_3_8B, LOCA, rows, rows, given) < lora + 0.02
 
 
+def test_a_past_costs_the_base_alone() -> None:
+    """64 rows of 1024 keys are 268 MB a layer."""
+    given = Assumptions()
+    more = base_step(LLAMA_3_8B, 64, given, 1024) - base_step(LLAMA_3_8B, 64, given)
+    assert more == pytest.approx(32 * 268.4e6 / 4.3e12, rel=0.01)
+    assert share(LLAMA_3_8B, LORA, 64, 64, given, 1024) == pytest.approx(0.28, abs=0.01)
+
+
 def test_two_stages_in_a_step() -> None:
     two = Assumptions(stages=2)
     assert share(LLAMA_3_8B, LOCA, 64, 64, two) == pytest.approx(0.20, abs=0.01)
