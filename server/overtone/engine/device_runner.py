@@ -120,7 +120,7 @@ class DeviceRunner:
             return Choice(tokens, lambda: _read(both))
         host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
         host.copy_(both, non_blocking=True)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
 
         def read() -> tuple[list[int], list[bool]]:

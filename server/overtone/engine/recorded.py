@@ -30,7 +30,7 @@ class Recorder:
         if not self._records:
             return work
         # Whatever is made when first needed (tables, compiled kernels, workspaces of libraries) is made now, not recorded.
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             work()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from overtone.kernels.layers import HeadNorms
+from overtone.kernels.layers import HeadNorms, LayerKernels
 from overtone.models.adapted import AdaptedLinear
 from overtone.models.attend import Softmax
 from overtone.models.attention import attend_paged
@@ -90,7 +90,7 @@ class FusedLayer:
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._softmax = Softmax(attention.scaling)
         self._joined, self._joined_mlp = AdaptedLinear.join(self._qkv), AdaptedLinear.join(self._gate_up)
-        self._kernels = self._qkv[0].kernels
+        self._kernels: LayerKernels | None = self._qkv[0].kernels
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -51,8 +51,8 @@ class Group:
     canonical: bool = False
 
 
-class Paged(Protocol):
-    """A step's tokens in some paged cache. write_slots: (T,) int64, where each is written."""
+class PagedElsewhere(Protocol):
+    """A step's tokens in a paged cache that has an attention of its own. write_slots: (T,) int64, where each is written."""
 
     write_slots: torch.Tensor
 
@@ -167,6 +167,9 @@ class PagedBatch:
         return torch.zeros(hidden.shape, dtype=self.cache.dtype, device=key.device).masked_fill_(hidden, -torch.inf)[
             :, None
         ]
+
+
+Paged: TypeAlias = PagedBatch | PagedElsewhere
 
 
 def _slots(span: Span, size: int) -> Iterable[int]:

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from overtone.kernels.gpu.placing import spectral_core
 
 from overtone.kernels import CsrCore, FrameKind, SharedMatrix
-from overtone.kernels.gpu.plans import Plan, make_plan
+from overtone.kernels.gpu.placing import spectral_core
+from overtone.kernels.gpu.plans import FrameName, Plan, make_plan
 from overtone.kernels.gpu.records import Extent, expand_record, extent_of, pair_record
 from overtone.kernels.prepared import PreparedDense, PreparedLowRank
 from overtone.models.channels import AdapterDeltas, PreparedTerm
 
-SPECTRAL = {FrameKind.DCT: "dct", FrameKind.DFT: "dft"}
+SPECTRAL: Mapping[FrameKind, FrameName] = {FrameKind.DCT: "dct", FrameKind.DFT: "dft"}
 PAIR, EXPAND = "pair", "expand"
 KINDS = (*SPECTRAL.values(), PAIR, EXPAND)
+_FRAMES: Mapping[str, FrameName] = {name: name for name in SPECTRAL.values()}
 _MOST_COLUMNS = 1 << 16
 """Columns of a spectral record have 16 bits."""
 
@@ -32,7 +33,7 @@ class Plans:
         """frame: "dct" or "dft"; None: the kernels have no transform of this size."""
         key = frame, size, inverse
         if key not in self._known:
-            self._known[key] = make_plan(size, self.dtype, self.device, inverse=inverse, frame=frame)
+            self._known[key] = make_plan(size, self.dtype, self.device, inverse=inverse, frame=_FRAMES[frame])
         return self._known[key]
 
 

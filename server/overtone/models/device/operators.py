@@ -68,7 +68,7 @@ class Operators:
                 Target(
                     tuple(one.module for one in together),
                     first.view(-1, first.shape[-1]),
-                    tuple(one.y.storage_offset() - first.storage_offset() for one in together),
+                    tuple(int(one.y.storage_offset() - first.storage_offset()) for one in together),
                     tuple(one.y.shape[-1] for one in together),
                 )
             )

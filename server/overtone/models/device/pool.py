@@ -57,7 +57,7 @@ class DevicePool:
         self._uploads = self._evictions = 0
         self._freed = self._copied = False
         device = memory.words.words.device
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def stats(self) -> PoolStats:
