@@ -13,7 +13,7 @@ Usage: python -m bench.gpu [--rounds 7] [--past 512] [--minutes 9] [--out bench/
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import torch
 from bench.facts import append, device_conditions, read
 from bench.roofline import FAMILIES, Family
 from bench.steps.cells import Row, decode_cells, prompt_cells
-from bench.steps.measured import Rounds, check, merging, packing, products
+from bench.steps.measured import Rounds, checked, merging, packing, products
 from bench.steps.plots import plot
 from bench.steps.setting import Setting, Sizes, random_model
 
@@ -58,48 +58,50 @@ def main(tiny: bool, rounds: int, times: int, past: int, minutes: float, plot_on
         "model": "two layers of 64" if tiny else "Llama-3-8B shape, random weights",
         "dtype": str(dtype).removeprefix("torch."),
     }
+    rows: list[Row] = []
     with torch.inference_mode():
         setting = Setting(random_model(tiny, device, dtype), sizes)
         try:
-            found = run(setting, families, rounds, times, time.monotonic() + 60 * minutes)
+            for row in run(setting, families, rounds, times, time.monotonic() + 60 * minutes):
+                rows.append(row | about)
+                append(rows[-1], out.with_suffix(".jsonl"))
+                show(row)
         finally:
             setting.runner.close()
-    for row in found:
-        append(row | about, out.with_suffix(".jsonl"))
-    show(found)
-    plot([row | about for row in found], out.with_suffix(".png"))
+            if rows:
+                plot(rows, out.with_suffix(".png"))
 
 
-def run(setting: Setting, families: tuple[Family, ...], rounds: int, times: int, until: float) -> list[Row]:
-    groups = [decode_cells(rows, families) for rows in setting.sizes.rows]
+def run(setting: Setting, families: tuple[Family, ...], rounds: int, times: int, until: float) -> Iterator[Row]:
+    """Rows as soon as they are there: what fails later takes none away."""
+    groups = [decode_cells(n, families) for n in setting.sizes.rows]
     prompts = prompt_cells(setting.sizes.prompt, families, min(_PROMPTS, max(setting.sizes.rows)))
-    cells = [*(cell for group in groups for cell in group), *prompts]
-    check(setting, cells)
-    rows = packing(setting, families) + products(setting, times)
+    every = [*(cell for group in groups for cell in group), *prompts]
+    fit = checked(setting, every)
+    yield from packing(setting, families)
+    yield from products(setting, times)
     measured = Rounds(setting, times)
     for number in range(rounds):
         if number and time.monotonic() > until:
             print(f"{rounds - number} rounds were left out: the minutes are over")
             break
         for group in groups:
-            measured.decode(group)
-        measured.prompts(prompts)
-    merged, more = merging(setting, [one for one in families if one.name in _MERGED], min(rounds, 3), times)
-    return [*(cell.row(setting) for cell in (*cells, *merged)), *rows, *more]
+            measured.decode([cell for cell in group if cell in fit])
+        measured.prompts([cell for cell in prompts if cell in fit])
+    yield from (cell.row(setting) for cell in fit)
+    yield from merging(setting, [one for one in families if one.name in _MERGED], min(rounds, 3), times)
+    if len(fit) < len(every):
+        raise click.ClickException(f"{len(every) - len(fit)} of {len(every)} settings were wrong and not measured")
 
 
-def show(rows: Iterable[Row]) -> None:
-    for row in rows:
-        parts = [
-            f"{name} {row[name]}" for name in ("gpu_ms", "step_ms", "bytes", "first_ms") if row.get(name) is not None
-        ]
-        if row.get("over_base") is not None:
-            parts.append(f"over base {row['over_base']:+.1%}")
-        if row.get("predicted") is not None:
-            parts.append(f"predicted {row['predicted']:+.1%}")
-        print(
-            f"{row['phase']:9}{row['label']:36} rows {row['rows']:<5} distinct {row['distinct']:<4} {', '.join(parts)}"
-        )
+def show(row: Row) -> None:
+    parts = [f"{name} {row[name]}" for name in ("gpu_ms", "step_ms", "bytes", "first_ms") if row.get(name) is not None]
+    if row.get("over_base") is not None:
+        parts.append(f"over base {row['over_base']:+.1%}")
+    if row.get("predicted") is not None:
+        parts.append(f"predicted {row['predicted']:+.1%}")
+    where = f"{row['phase']:9}{row['label']:36} rows {row['rows']:<5} distinct {row['distinct']:<4}"
+    print(f"{where} {', '.join(parts)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def measure(operator: Operator, cell: Cell, place: Place, clock: Clock, ceilings
     trial = operator.trial(cell, place)
     error, bound = trial.error(), TOLERANCE[place.dtype]
     row: Row = cell.row() | {
-        "dtype": str(place.dtype).removeprefix("torch."), "error": error, "error_bound": bound, "ok": error <= bound,
+        "dtype": _name(place.dtype), "error": error, "error_bound": bound, "ok": error <= bound,
         "bytes": trial.work.bytes, "flops": trial.work.flops, "sets": trial.ours.sets,
         "cold": trial.ours.sets * trial.footprint >= place.cold_bytes > 0,
     }  # fmt: skip
@@ -73,11 +74,17 @@ def in_order(operators: list[Operator]) -> Iterator[tuple[Operator, Cell]]:
 
 def said(row: Row) -> str:
     where = f"{row['operator']:20} {row['shape']:>22} rows {row['rows']:<5} size {row['size']:<5} {row['popularity']:9}"
+    if "problem" in row:
+        return f"{where} FAILED: {row['problem']}"
     if not row["ok"]:
         return f"{where} WRONG: error {row['error']:.1e} above {row['error_bound']:.0e}"
     parts = [f"{row['ours_us']:10.1f} us {row['fraction']:6.1%} of the roofline"]
     parts += [f"{name} {row[f'{name}_us']:10.1f} us" for name in ("reference", "lora") if f"{name}_us" in row]
     return f"{where} error {row['error']:.0e} {', '.join(parts)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def device() -> torch.device:
@@ -112,13 +119,15 @@ def sweep(operators: list[Operator], dtype: torch.dtype, minutes: float, out: Pa
             continue
         try:
             rows.append(measure(operator, cell, place, clock, ceilings))
-        except torch.OutOfMemoryError as problem:
-            print(f"{cell}: {problem}")
-            continue
-        finally:
-            gc.collect()
+        except Exception as problem:  # one operator's fault must not cost the others their hour on a GPU
+            traceback.print_exc()
+            rows.append(cell.row() | {"dtype": _name(dtype), "ok": False, "problem": f"{problem!r:.500}"})
+        gc.collect()
         append(rows[-1] | about, out)
         print(said(rows[-1]), flush=True)
+        if "CUDA error" in str(rows[-1].get("problem")):
+            print("the device is of no use any more")
+            break
     if left:
         print(f"{left} cells were left out: {minutes} minutes are over")
     return rows

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from functools import partial
 
-import click
 import torch
 from bench.roofline import Family
 from bench.steps.adapters import RandomAdapters
@@ -50,29 +50,44 @@ class Rounds:
         return cell.step[-1]
 
 
-def check(setting: Setting, cells: Iterable[Cell]) -> None:
-    """Every cell once, so that everything is compiled, recorded and on the device; adapters must change what the base
-    model says. A cell of the base model comes before those of its kind."""
+def checked(setting: Setting, cells: Iterable[Cell]) -> list[Cell]:
+    """Every cell once, so that everything is compiled, recorded and on the device; those that are fit to be measured.
+    Adapters must change what the base model says. A cell of the base model comes before those of its kind."""
     answers: dict[tuple[str, int], torch.Tensor] = {}
+    fit = []
     for cell in cells:
         started, where = time.monotonic(), f"{cell.phase} {cell.label} @{cell.rows}, {cell.distinct} distinct"
-        logits = setting.run(cell.plan(setting)).float()
-        if not bool(logits.isfinite().all()):
-            raise click.ClickException(f"{where}: logits that are not finite")
-        key = cell.phase, len(logits)
-        if cell.family is None:
-            answers[key] = logits.clone()
-        elif cell.adapted is None and bool((logits == answers[key]).all(1).any()):
-            raise click.ClickException(f"{where}: a row has an adapter that changes nothing")
-        print(f"ready: {where}, {time.monotonic() - started:.1f} s", flush=True)
+        try:
+            logits = setting.run(cell.plan(setting)).float()
+            problem = _problem(cell, logits, answers)
+        except Exception as raised:  # one family's fault must not cost the others their hour on a GPU
+            if cell.family is None or "CUDA error" in str(raised):
+                raise
+            traceback.print_exc()
+            problem = repr(raised)
+        if not problem:
+            fit.append(cell)
+        took = f"{time.monotonic() - started:.1f} s"
+        print(f"WRONG: {where}: {problem}" if problem else f"ready: {where}, {took}", flush=True)
+    return fit
 
 
-def merging(setting: Setting, families: Iterable[Family], rounds: int, times: int) -> tuple[list[Cell], list[Row]]:
+def _problem(cell: Cell, logits: torch.Tensor, answers: dict[tuple[str, int], torch.Tensor]) -> str:
+    """answers: the base model's, by phase and rows."""
+    if not bool(logits.isfinite().all()):
+        return "logits that are not finite"
+    key = cell.phase, len(logits)
+    if cell.family is None:
+        answers[key] = logits.clone()
+    elif cell.adapted is None and bool((logits == answers[key]).all(1).any()):
+        return "a row has an adapter that changes nothing"
+    return ""
+
+
+def merging(setting: Setting, families: Iterable[Family], rounds: int, times: int) -> Iterator[Row]:
     """One adapter in the weights: how long it takes to put it there, and a prompt with it, in turn with the clean model."""
     random, measured = RandomAdapters(setting.base.modules, setting.base.device), Rounds(setting, times)
     weights = MergedWeights(setting.base.model, setting.base.frames, setting.base.device)
-    cells: list[Cell] = []
-    rows: list[Row] = []
     for family in families:
         each = [random.make(family, seed) for seed in range(2)]
         tokens = setting.sizes.prompt
@@ -90,10 +105,8 @@ def merging(setting: Setting, families: Iterable[Family], rounds: int, times: in
             taken.append(setting.seconds(partial(weights.merge, each[number % 2]), 1))
             merged.over.append(measured.step(merged) / base - 1)
         weights.unmerge()
-        cells.append(merged)
-        about: Row = {"first_ms": round(first * 1e3, 3), "step_ms": middle(taken), "merged": True}
-        rows.append(_row("merge", family) | about)
-    return cells, rows
+        yield merged.row(setting)
+        yield _row("merge", family) | {"first_ms": round(first * 1e3, 3), "step_ms": middle(taken), "merged": True}
 
 
 def packing(setting: Setting, families: Iterable[Family]) -> list[Row]:

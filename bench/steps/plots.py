@@ -40,11 +40,19 @@ def _decoding(rows: Sequence[Row], path: Path) -> None:
     )
     for axes, batch in zip(panels[0], batches, strict=True):
         own = [row for row in shown if row["rows"] == batch]
-        for label, colour in zip(families, _COLOURS, strict=False):
+        for at, (label, colour) in enumerate(zip(families, _COLOURS, strict=False)):
             line = sorted((row["distinct"], row["over_base"], row["predicted"]) for row in own if row["label"] == label)
             if line:
                 distinct, found, predicted = zip(*line, strict=True)
-                axes.plot(distinct, [100 * one for one in found], "-o", markersize=4, color=colour, label=label)
+                axes.plot(
+                    distinct,
+                    [100 * one for one in found],
+                    "-o",
+                    markersize=4,
+                    linewidth=4.4 - 0.5 * at,
+                    color=colour,
+                    label=label,
+                )  # none hides another
                 if None not in predicted:
                     axes.plot(distinct, [100 * one for one in predicted], ":", color=colour)
         counts = sorted({row["distinct"] for row in own})
