@@ -37,6 +37,7 @@ LAYERS = (
 )
 """SmolLM2, Llama, Qwen and their kin; the shapes of gpt-oss, Gemma 2 and Falcon."""
 
+ROTATED = (Layer(9, 3, 64), Layer(32, 8, 128), Layer(16, 8, 256), Layer(71, 1, 64))
 WIDTHS = (576, 4096, 16384)
 PAGE = 16
 Case = tuple[str, Any, dict[str, str], dict[str, Any], int]
@@ -46,6 +47,7 @@ def layer_cases(capability: int) -> Iterator[Case]:
     """Name, kernel, the kinds of its arguments, its constants, warps."""
     for layer in LAYERS:
         yield from _attention(capability, layer)
+    for layer in ROTATED:
         for normed in (False, True):
             yield _rotation(capability, layer, normed)
     for width in WIDTHS:
@@ -62,18 +64,26 @@ def _attention(capability: int, layer: Layer) -> Iterator[Case]:
     group, width = layer.heads // layer.kv_heads, triton.next_power_of_2(layer.dim)
     kinds = {
         "query_ptr": "*bf16", "cache_ptr": "*bf16", "out_ptr": "*bf16", "tokens_ptr": "*i64", "lengths_ptr": "*i32",
-        "table_ptr": "*i32", "sinks_ptr": "*bf16", "sums_ptr": "*fp32", "states_ptr": "*fp32", "query_stride": "i32",
-        "out_stride": "i32", "table_stride": "i32", "splits": "i32", "scale": "fp32", "cap": "fp32", "window": "i32",
+        "table_ptr": "*i32", "sinks_ptr": "*bf16", "sums_ptr": "*fp32", "states_ptr": "*fp32",
+        "table_stride": "i32", "splits": "i32", "scale": "fp32", "cap": "fp32", "window": "i32",
         "tile_spans_ptr": "*i32", "tile_firsts_ptr": "*i32", "starts_ptr": "*i32", "past_ptr": "*i32",
     }  # fmt: skip
-    shared = {"DIM": layer.dim, "WIDTH": width, "SINKS": layer.sinks}
-    both = shared | {"KV_HEADS": layer.kv_heads, "GROUP": group, "PAGE": PAGE, "CAPPED": layer.capped}
+    shared = {"DIM": layer.dim, "WIDTH": width, "SINKS": layer.sinks, "OUT_STRIDE": layer.heads * layer.dim}
+    both = shared | {
+        "QUERY_STRIDE": (layer.heads + 2 * layer.kv_heads) * layer.dim,
+        "KV_HEADS": layer.kv_heads,
+        "GROUP": group,
+        "PAGE": PAGE,
+        "PAGE_STRIDE": PAGE * 32 * 2 * layer.kv_heads * layer.dim,
+        "CAPPED": layer.capped,
+    }
     constants = both | {
-        "ROWS": max(16, triton.next_power_of_2(group)), "SPLIT": decode.split, "BLOCK_N": decode.block_n
+        "ROWS": decode.rows(group), "SPLIT": decode.split, "BLOCK_N": decode.block_n
     }  # fmt: skip
-    yield f"decode {layer}", attend_decode._attend_parts, kinds, constants, decode.warps
+    of_rows = kinds | {"lengths_ptr": "*i64", "table_ptr": "*i64"}
+    yield f"decode {layer}", attend_decode._attend_parts, of_rows, constants, decode.warps_of(group)
     constants = shared | {"HEADS": layer.heads, "SPLIT": decode.split, "PARTS": attend_decode.PARTS}
-    yield f"parts {layer}", attend_decode._add_parts, kinds, constants, decode.warps
+    yield f"parts {layer}", attend_decode._add_parts, of_rows, constants, decode.warps
     constants = both | {"BLOCK_M": prefill.rows(group), "BLOCK_N": prefill.block_n}
     yield f"prefill {layer}", attend_prefill._attend_spans, kinds | {"tokens_ptr": "*i32"}, constants, prefill.warps
 
@@ -87,6 +97,7 @@ def _rotation(capability: int, layer: Layer, normed: bool) -> Case:
     constants = {
         "HEADS": layer.heads, "KV_HEADS": layer.kv_heads, "DIM": layer.dim,
         "HALF": max(16, triton.next_power_of_2(layer.dim // 2)), "BLOCK_H": config.block_h, "NORMED": normed,
+        "PAGE": PAGE, "PAGE_STRIDE": PAGE * 32 * 2 * layer.kv_heads * layer.dim,
     }  # fmt: skip
     name = f"rotate {layer}{' with norms' if normed else ''}"
     return name, rotate_and_write._rotate_and_write, kinds, constants, config.warps

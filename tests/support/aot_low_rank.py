@@ -11,7 +11,7 @@ from overtone.kernels.gpu.low_rank_configs import expand_config, low_rank_config
 
 MULTIPLE = " of 16"
 """At the end of a number's kind: it is a multiple of 16, which Triton compiles apart."""
-RANKS = (1, 16, 64, 256)
+RANKS = (1, 16, 64)
 MATERIALISED = ((576, False), (4096, False), (14336, False), (4096, True), (128256, False))
 """Sizes, and whether the frame is the DFT. The last needs 64-bit phases."""
 _KINDS = {

@@ -13,7 +13,7 @@ from overtone.kernels.gpu.plans import split, three_stages
 from overtone.kernels.gpu.synthesise import SynthesiseConfig
 from overtone.kernels.gpu.tiles import InverseTilesConfig
 
-SIZES = (576, 896, 1536, 2048, 3584, 4096, 4864, 8192, 11008, 14336, 18944)
+SIZES = (576, 896, 1536, 2048, 3584, 4096, 4864, 8192, 11008, 14336, 18944, 29568)
 OF_DFT = 1536
 """The size whose kernels are compiled for the DFT too: they differ in one address."""
 ROWS = (1, 64)

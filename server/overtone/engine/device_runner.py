@@ -20,6 +20,7 @@ from overtone.engine.flight import Choice
 from overtone.engine.logprobs import prompt_rows
 from overtone.engine.recorded import Recorder
 from overtone.engine.scheduler import Chunk, StepPlan
+from overtone.engine.sole_adapter import SoleAdapter
 from overtone.engine.types import Request
 from overtone.kernels.gpu.attend_decode import SeenKeys
 from overtone.kernels.gpu.layer_configs import greedy_config
@@ -44,7 +45,7 @@ _RECORDED = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class PassShape:
     """What a recorded pass depends on: its rows, the pages that a row may have, what its adapters change."""
 
     rows: int
@@ -68,10 +69,17 @@ class DeviceRunner:
         packer = Packer(base.modules, plans)
         self._operators = Operators(packer.slots, plans, memory.words, base.capability)
         self.pool = DevicePool(packer, memory, self._operators.accept)
+        self._sole = SoleAdapter(base)
         self._recorder = Recorder(base.device)
-        self._passes: OrderedDict[_Shape, _Pass] = OrderedDict()
+        self._followed = False
+        self._passes: OrderedDict[PassShape, _Pass] = OrderedDict()
         self.paths = Counter(dict.fromkeys(PATHS, 0))
         self.forget()
+
+    @property
+    def merged(self) -> bool:
+        """Whether the weights have an adapter merged."""
+        return self._sole.merged
 
     def forget(self) -> None:
         """Lets go of the adapters of the last batch that are not in the pool: their leases have ended."""
@@ -91,11 +99,16 @@ class DeviceRunner:
         """Logits (S + P, vocabulary), as `ModelRunner.run` has them, on the device; valid until the next run. tokens: of a
         plan of decodes alone, see `DecodeInputs.fill`."""
         wanted = {_key(one.sequence.request): deltas for one in plan.chunks if (deltas := one.sequence.request.adapter)}
+        if self._sole.serves(plan):
+            changed = len(next(iter(wanted.values())))
+            self.paths["merged"] += changed * sum(chunk.length for chunk in plan.chunks)
+            wanted = {}
         found = self.pool.of(wanted)
         placed = [found.get(_key(chunk.sequence.request)) for chunk in plan.chunks]
         others = {key: deltas for key, deltas in wanted.items() if found[key] is None}
+        self._followed = not plan.prefills and not others
         try:
-            if not plan.prefills and not others:
+            if self._followed:
                 return self._decode(plan.decodes, placed, tokens)
             assert tokens is None, "a step ahead is for a batch that can be recorded"
             return self._mixed(plan, placed, others)
@@ -107,8 +120,10 @@ class DeviceRunner:
             self.pool.prefetch()
 
     @torch.inference_mode()
-    def choose(self, logits: torch.Tensor) -> Choice:
-        """The greedy token of each row, the lowest index of its largest logit. Does not wait for the device."""
+    def choose(self, logits: torch.Tensor) -> Choice | None:
+        """See `AheadRunner`."""
+        if not self._followed:
+            return None
         rows, vocabulary = logits.shape
         tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
         finite = torch.empty(rows, dtype=torch.bool, device=logits.device)
@@ -136,25 +151,28 @@ class DeviceRunner:
     ) -> torch.Tensor:
         self._count("device", [Run(1, one) for one in adapters])
         pages = max(chunk.sequence.computed + (tokens is not None) for chunk in chunks) // self._config.page_tokens + 1
-        shape = _Shape(bucket_of(len(chunks)), 1 << (pages - 1).bit_length(), uses_of(adapters))
+        shape = PassShape(bucket_of(len(chunks)), 1 << (pages - 1).bit_length(), uses_of(adapters))
         known = self._passes.get(shape)
         if known is None:
-            inputs = DecodeInputs(shape.rows, shape.pages, self._config.page_tokens, self._base.device)
+            inputs = self.inputs_of(shape)
             inputs.fill(chunks, adapters, tokens)
-            known = _Pass(inputs, self._recorder.record(lambda: self._compute(inputs, shape.uses)))
+            known = _Pass(inputs, self._recorder.record(lambda: self.compute(inputs, shape.uses)))
             self._keep(shape, known)
         else:
             known.inputs.fill(chunks, adapters, tokens)
         self._passes.move_to_end(shape)
         return known.compute()[: len(chunks)]
 
-    def _keep(self, shape: _Shape, made: _Pass) -> None:
+    def _keep(self, shape: PassShape, made: _Pass) -> None:
         self._passes[shape] = made
         while len(self._passes) > _RECORDED:
             self._passes.popitem(last=False)
 
-    def _compute(self, inputs: DecodeInputs, uses: frozenset[Use]) -> torch.Tensor:
-        """One pass of all rows: the same launches each time."""
+    def inputs_of(self, shape: PassShape) -> DecodeInputs:
+        return DecodeInputs(shape.rows, shape.pages, self._config.page_tokens, self._base.device)
+
+    def compute(self, inputs: DecodeInputs, uses: frozenset[Use]) -> torch.Tensor:
+        """Logits (rows, vocabulary) of one pass: the same launches each time, whatever `inputs` hold."""
         rows = {kind: KindRows.decoding(inputs.order, inputs.directories[kind]) for kind in KINDS}
         slot = self._base.slot
         # All rows reach the head, in their order.

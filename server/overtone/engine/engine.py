@@ -189,10 +189,11 @@ class Engine:
             self._mark_admitted(plan, started)
             try:
                 logits = self._run(plan)
-                if self._ahead is not None and can_fly(plan):
-                    self._flight = Flight(plan, self._ahead.choose(logits))
-                else:
+                choice = self._ahead.choose(logits) if self._ahead is not None and can_fly(plan) else None
+                if choice is None:
                     self._postprocess(plan, logits, events)
+                else:
+                    self._flight = Flight(plan, choice)
                 self._failed_steps = 0
             except BaseException as error:
                 self._fail(plan, error, events)
@@ -204,8 +205,9 @@ class Engine:
         following = None if self._submitted or self._stopping else self._scheduler.look_ahead(flight.plan)
         try:
             if following is not None:
-                logits = self._ahead.run(following, flight.tokens_of(following))
-                self._flight = Flight(following, self._ahead.choose(logits))
+                choice = self._ahead.choose(self._ahead.run(following, flight.tokens_of(following)))
+                assert choice is not None, "its rows are a part of those before"
+                self._flight = Flight(following, choice)
             self._advance(flight.plan, flight.sampled(), events)
             self._failed_steps = 0
         except BaseException as error:

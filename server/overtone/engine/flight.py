@@ -28,8 +28,9 @@ class AheadRunner(Protocol):
         """Logits of a plan. tokens: of a plan of `Scheduler.look_ahead`, (S,) int64 on the device: its sequences' next
         ones."""
 
-    def choose(self, logits: torch.Tensor) -> Choice:
-        """The greedy token of each row of logits (S, vocabulary)."""
+    def choose(self, logits: torch.Tensor) -> Choice | None:
+        """The greedy token of each row of the last run's logits (S, vocabulary), the lowest index of its largest; None: what
+        follows that run cannot be begun before its tokens are known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

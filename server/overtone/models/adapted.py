@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,20 @@ from overtone.models.adapter_rows import AddsAdapters, Output
 from overtone.models.packed import PackedLinear
 
 
+class CleanWeights(Protocol):
+    """Who changes the weights of layers in place for a while."""
+
+    def clean(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A copy, in the host's memory, of the weight that `name` has when nothing is changed. weight: the layer's."""
+
+
 class StepSlot:
     """Where the runner leaves the current pass's `AdapterStep` for the adapted layers. None: nothing to add.
 
     step: for all packed tokens; head: for the tokens whose logits are wanted, which are all that the head sees.
     deterministic: whether the layers compute each row to the last bit as if it were alone (`overtone.models.blocks`);
-    native: the CPU kernels that they may use; device: those of the GPU that they run on.
+    native: the CPU kernels that they may use; device: those of the GPU that they run on; merged: who knows weights that are
+    changed in place for a while.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class StepSlot:
         self.deterministic = deterministic
         self.native = native
         self.device = device
+        self.merged: CleanWeights | None = None
         self.step: AddsAdapters | None = None
         self.head: AddsAdapters | None = None
 
@@ -50,7 +60,9 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.linear = PackedLinear([base.weight], [base.bias], blocks=slot.deterministic, native=slot.native)
+        self.linear = PackedLinear(
+            [base.weight], [base.bias], blocks=slot.deterministic, native=slot.native, plain=slot.device is not None
+        )
         self._index = 0
         self._slot = slot
         self._is_head = is_head
@@ -60,7 +72,7 @@ class AdaptedLinear(nn.Module):
         """One product for all of `layers`, which from then on share it."""
         first = layers[0].linear
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        joined = PackedLinear(weights, biases, blocks=first.blocks, native=first.native)
+        joined = PackedLinear(weights, biases, blocks=first.blocks, native=first.native, plain=first.plain)
         for index, layer in enumerate(layers):
             layer.linear, layer._index = joined, index
         return joined

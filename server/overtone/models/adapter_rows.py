@@ -14,7 +14,7 @@ from overtone.models.decode_batch import DecodeBatch
 from overtone.models.materialised import Materialised
 from overtone.models.native_rows import NativeCores, NativeRows
 
-PATHS = ("sparse", "low_rank", "stacked", "shared", "prompt", "materialised", "device")
+PATHS = ("sparse", "low_rank", "stacked", "shared", "prompt", "materialised", "device", "merged")
 
 
 class Output(NamedTuple):
@@ -43,7 +43,8 @@ class AdapterRows:
 
     paths: counts rows times modules by how their cores were applied: "sparse", "low_rank" and "stacked" (the cores of all
     adapters of the batch at once), "shared" (one adapter's rows in one product), "prompt" (a chunk of a prompt),
-    "materialised" (a chunk of a prompt, by a dense delta), "device" (by the kernels of a GPU).
+    "materialised" (a chunk of a prompt, by a dense delta), "device" (by the kernels of a GPU), "merged" (nothing was left
+    to add).
     """
 
     def __init__(

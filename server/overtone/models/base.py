@@ -74,9 +74,12 @@ class BaseModel:
         return str(self.dtype).removeprefix("torch.")
 
     def weight(self, module: str) -> torch.Tensor:
-        """The frozen weight (p, q) of a linear layer or an embedding, not to be written to."""
+        """The frozen weight (p, q) of a linear layer or an embedding, not to be written to; on a GPU with adapters in the
+        host's memory, a copy there. Any thread may ask."""
         layer: Any = self.model.get_submodule(module)
         weight: torch.Tensor = layer.weight
+        if self.slot.merged is not None:
+            weight = self.slot.merged.clean(module, weight)
         return weight.T if module in self.embeddings else weight
 
     @property

@@ -8,6 +8,7 @@ this adapter, and a copy of every weight that it changed is kept.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -54,8 +55,8 @@ class MergedWeights:
     """The linear layers of a model, whose weights one adapter at a time may be merged into, in place: what has their
     addresses, as a CUDA graph has, stays valid. Nothing may run the model meanwhile.
 
-    keep: where the clean copies of changed weights are kept. While an adapter is merged, `BaseModel.weight` has its
-    weights: no other adapter that reads weights is to be prepared.
+    keep: where the clean copies of changed weights are kept. Other threads, which prepare adapters that depend on weights,
+    read them by `clean`.
     """
 
     def __init__(self, model: nn.Module, frames: FrameBank, keep: torch.device) -> None:
@@ -65,6 +66,12 @@ class MergedWeights:
         self._clean: dict[str, torch.Tensor] = {}
         self._changed: list[str] = []
         self._merged: AdapterDeltas | None = None
+        self._changing = threading.Lock()
+
+    def clean(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """`weight`, which is `name`'s, as it is without what is merged: a copy in the host's memory. Thread-safe."""
+        with self._changing:
+            return (self._clean[name] if name in self._changed else weight).to("cpu", copy=True)
 
     @property
     def merged(self) -> AdapterDeltas | None:
@@ -80,7 +87,17 @@ class MergedWeights:
     def merge(self, deltas: AdapterDeltas) -> None:
         """Instead of what was merged before. Raises `UnsupportedModel` if a weight cannot be overwritten; if anything
         fails, all weights are clean."""
-        self.unmerge()
+        with self._changing:
+            self._merge(deltas)
+
+    @torch.inference_mode()
+    def unmerge(self) -> None:
+        """The clean weights again, to the last bit."""
+        with self._changing:
+            self._unmerge()
+
+    def _merge(self, deltas: AdapterDeltas) -> None:
+        self._unmerge()
         weights = {name: self._weight(name) for name in deltas}
         try:
             for name, weight in weights.items():
@@ -90,14 +107,12 @@ class MergedWeights:
                 self._changed.append(name)
                 self._dense.add_to(weight, deltas[name].terms)
         except BaseException:
-            self.unmerge()
+            self._unmerge()
             self.forget()  # what fails is mostly for want of memory
             raise
         self._merged = deltas
 
-    @torch.inference_mode()
-    def unmerge(self) -> None:
-        """The clean weights again, to the last bit."""
+    def _unmerge(self) -> None:
         for name in self._changed:
             self._weight(name).copy_(self._clean[name])
         self._changed, self._merged = [], None

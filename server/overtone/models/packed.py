@@ -37,8 +37,8 @@ class PackedLinear:
 
     x: (..., q); y: (..., p). The layers' weights are held here alone: `weight(i)` unpacks one. Rows of y do not depend on
     each other, but their last bits may depend on how many there are. blocks: they do not, which native kernels give for
-    nothing. native: the kernels compiled for this machine, if there are any. Raises `UnsupportedModel` if the machine
-    cannot.
+    nothing. native: the kernels compiled for this machine, if there are any; plain: in plain layout whatever the device.
+    Raises `UnsupportedModel` if the machine cannot.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class PackedLinear:
         *,
         blocks: bool = False,
         native: NativeKernels | None = None,
+        plain: bool = False,
     ) -> None:
         ends = list(accumulate(len(weight) for weight in weights))
         self.bounds = list(zip([0, *ends], ends, strict=False))
@@ -55,7 +56,8 @@ class PackedLinear:
         self.bias = _stacked(weights, biases)
         self.blocks = blocks
         self.native = native
-        self._form = _form(weight, native)
+        self.plain = plain
+        self._form = _Plain(weight) if plain else _form(weight, native)
         by_block = blocks and not isinstance(self._form, _Native)
         self._sizes = self._block_sizes(weight) if by_block else ()
 

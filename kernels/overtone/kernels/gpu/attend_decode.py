@@ -23,6 +23,8 @@ from overtone.kernels.gpu.scoring import Scoring, check_cache, divided, places_o
 
 PARTS = 16
 """That a program of the second kernel adds at once."""
+_TALL = 32
+"""Rows above which a program has twice as many warps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,14 @@ class DecodeConfig:
     block_n: int = 64
     programs: int = 16384
     warps: int = 4
+
+    def rows(self, group: int) -> int:
+        """Of a tile, `group` query heads sharing a key head."""
+        return int(max(16, triton.next_power_of_2(group)))
+
+    def warps_of(self, group: int) -> int:
+        """Of a program."""
+        return self.warps * (2 if self.rows(group) > _TALL else 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,16 +104,18 @@ def attend_decode(
     programs = min(splits, triton.cdiv(config.programs, batch * kv_heads))
     _attend_parts[batch, kv_heads, programs](
         query, cache, seen.tokens, seen.lengths, seen.table, sinks, sums, states, out,
-        query.stride(0), out.stride(0), seen.table.stride(0), cache.stride(0), splits,
-        scoring.scale, scoring.cap or 0.0, scoring.window,
-        KV_HEADS=kv_heads, GROUP=group, DIM=dim, ROWS=max(16, triton.next_power_of_2(group)), WIDTH=max(16, width),
-        PAGE=cache.shape[1], SPLIT=config.split, BLOCK_N=config.block_n, CAPPED=scoring.cap is not None,
-        SINKS=scoring.sinks is not None, num_warps=config.warps, enable_fp_fusion=True,
+        seen.table.stride(0), splits, scoring.scale, scoring.cap or 0.0, scoring.window,
+        QUERY_STRIDE=query.stride(0), OUT_STRIDE=out.stride(0), KV_HEADS=kv_heads, GROUP=group, DIM=dim,
+        ROWS=config.rows(group), WIDTH=max(16, width),
+        PAGE=cache.shape[1], PAGE_STRIDE=cache.stride(0),
+        SPLIT=config.split, BLOCK_N=config.block_n, CAPPED=scoring.cap is not None,
+        SINKS=scoring.sinks is not None, num_warps=config.warps_of(group), enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
         _add_parts[batch, heads](
-            seen.tokens, seen.lengths, sinks, sums, states, out, out.stride(0), splits, scoring.window,
-            HEADS=heads, DIM=dim, WIDTH=width, SPLIT=config.split, PARTS=PARTS, SINKS=scoring.sinks is not None,
+            seen.tokens, seen.lengths, sinks, sums, states, out, splits, scoring.window,
+            OUT_STRIDE=out.stride(0), HEADS=heads, DIM=dim, WIDTH=width, SPLIT=config.split, PARTS=PARTS,
+            SINKS=scoring.sinks is not None,
             num_warps=config.warps, enable_fp_fusion=True,
         )  # fmt: skip
 
@@ -129,20 +141,20 @@ def _attend_parts(
     sums_ptr,
     states_ptr,
     out_ptr,
-    query_stride,
-    out_stride,
     table_stride,
-    page_stride,
     splits,
     scale,
     cap,
     window,
+    QUERY_STRIDE: tl.constexpr,
+    OUT_STRIDE: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -160,11 +172,10 @@ def _attend_parts(
     head = kv * GROUP + g
     real = (g < GROUP)[:, None] & (d < DIM)[None, :]
     place = head[:, None] * DIM + d[None, :]
-    out_at = out_ptr + token * out_stride + place
     if length <= 0:
-        tl.store(out_at, tl.zeros((ROWS, WIDTH), out_ptr.dtype.element_ty), mask=real)
+        tl.store(out_ptr + token * OUT_STRIDE + place, tl.zeros((ROWS, WIDTH), out_ptr.dtype.element_ty), mask=real)
         return
-    query = tl.load(query_ptr + token * query_stride + place, mask=real, other=0.0)
+    query = tl.load(query_ptr + token * QUERY_STRIDE + place, mask=real, other=0.0)
     pages = table_ptr + row * table_stride
     for part in range(tl.program_id(2), parts, tl.num_programs(2)):
         low = tl.maximum((begin + part) * SPLIT, first)
@@ -175,7 +186,7 @@ def _attend_parts(
         for at in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
             n = at + tl.arange(0, BLOCK_N)
             seen = (n >= low) & (n < high)
-            here = cache_ptr + places_of(pages, n, seen, page_stride, PAGE, 2 * KV_HEADS * DIM) + kv * DIM
+            here = cache_ptr + places_of(pages, n, seen, PAGE_STRIDE, PAGE, 2 * KV_HEADS * DIM) + kv * DIM
             inside = seen[:, None] & (d < DIM)[None, :]
             keys = tl.load(here[:, None] + d[None, :], mask=inside, other=0.0)
             values = tl.load(here[:, None] + (KV_HEADS * DIM + d)[None, :], mask=inside, other=0.0)
@@ -187,12 +198,17 @@ def _attend_parts(
             total = total * fade + tl.sum(weights, 1)
             sums = tl.dot(weights.to(values.dtype), values, sums * fade[:, None], input_precision="ieee")
             largest = most
+        # Read again, always 0: so the addresses are made anew and take no registers all through the loop.
+        g = tl.arange(0, ROWS) + (tl.load(lengths_ptr + row, volatile=True).to(tl.int32) - length)
+        head = kv * GROUP + g
+        real = (g < GROUP)[:, None] & (d < DIM)[None, :]
         if parts == 1:
             found = divided(sums, largest, total, sinks_ptr, head, g < GROUP, SINKS)
-            tl.store(out_at, found.to(out_ptr.dtype.element_ty), mask=real)
+            to = out_ptr + (token * OUT_STRIDE + head * DIM)[:, None] + d[None, :]
+            tl.store(to, found.to(out_ptr.dtype.element_ty), mask=real)
         else:
             unit = (row * (KV_HEADS * GROUP) + head) * splits + part
-            tl.store(sums_ptr + unit[:, None] * DIM + d[None, :], sums, mask=real)
+            tl.store(sums_ptr + (unit * DIM)[:, None] + d[None, :], sums, mask=real)
             tl.store(states_ptr + unit * 2, largest, mask=g < GROUP)
             tl.store(states_ptr + unit * 2 + 1, total, mask=g < GROUP)
 
@@ -205,9 +221,9 @@ def _add_parts(
     sums_ptr,
     states_ptr,
     out_ptr,
-    out_stride,
     splits,
     window,
+    OUT_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -241,5 +257,5 @@ def _add_parts(
         largest = most
     heads = head + tl.arange(0, 1)
     result = divided(sums, largest, total, sinks_ptr, heads, heads < HEADS, SINKS)
-    to = out_ptr + token * out_stride + (head * DIM + d)[None, :]
+    to = out_ptr + token * OUT_STRIDE + (head * DIM + d)[None, :]
     tl.store(to, result.to(out_ptr.dtype.element_ty), mask=(d < DIM)[None, :])

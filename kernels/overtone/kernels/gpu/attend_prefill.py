@@ -90,9 +90,11 @@ def attend_prefill(
         return
     _attend_spans[len(tiles.spans), kv_heads](
         query, cache, tiles.spans, tiles.firsts, spans.starts, spans.tokens, spans.past, spans.table,
-        query if scoring.sinks is None else scoring.sinks, out, query.stride(0), out.stride(0), spans.table.stride(0),
-        cache.stride(0),        scoring.scale, scoring.cap or 0.0, scoring.window, KV_HEADS=kv_heads, GROUP=group, DIM=dim,
-        WIDTH=max(16, triton.next_power_of_2(dim)), PAGE=cache.shape[1], BLOCK_M=config.rows(group), BLOCK_N=config.block_n,
+        query if scoring.sinks is None else scoring.sinks, out, spans.table.stride(0),
+        scoring.scale, scoring.cap or 0.0, scoring.window, QUERY_STRIDE=query.stride(0), OUT_STRIDE=out.stride(0),
+        KV_HEADS=kv_heads, GROUP=group, DIM=dim,
+        WIDTH=max(16, triton.next_power_of_2(dim)), PAGE=cache.shape[1], PAGE_STRIDE=cache.stride(0),
+        BLOCK_M=config.rows(group), BLOCK_N=config.block_n,
         CAPPED=scoring.cap is not None, SINKS=scoring.sinks is not None, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -109,18 +111,18 @@ def _attend_spans(
     table_ptr,
     sinks_ptr,
     out_ptr,
-    query_stride,
-    out_stride,
     table_stride,
-    page_stride,
     scale,
     cap,
     window,
+    QUERY_STRIDE: tl.constexpr,
+    OUT_STRIDE: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -138,8 +140,8 @@ def _attend_spans(
     position = past + order
     real = (order < end)[:, None] & (d < DIM)[None, :]
     packed = (tl.load(starts_ptr + span) + order).to(tl.int64)
-    place = head[:, None] * DIM + d[None, :]
-    query = tl.load(query_ptr + packed[:, None] * query_stride + place, mask=real, other=0.0)
+    query_at = query_ptr + (packed * QUERY_STRIDE + head * DIM)[:, None] + d[None, :]
+    query = tl.load(query_at, mask=real, other=0.0)
     low, high = past - past, past + end
     if window > 0:
         low = tl.maximum(past + begin - window + 1, 0)
@@ -150,7 +152,7 @@ def _attend_spans(
     for at in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         n = at + tl.arange(0, BLOCK_N)
         there = (n >= low) & (n < high)
-        here = cache_ptr + places_of(pages, n, there, page_stride, PAGE, 2 * KV_HEADS * DIM) + kv * DIM
+        here = cache_ptr + places_of(pages, n, there, PAGE_STRIDE, PAGE, 2 * KV_HEADS * DIM) + kv * DIM
         inside = there[:, None] & (d < DIM)[None, :]
         keys = tl.load(here[:, None] + d[None, :], mask=inside, other=0.0)
         values = tl.load(here[:, None] + (KV_HEADS * DIM + d)[None, :], mask=inside, other=0.0)
@@ -167,8 +169,14 @@ def _attend_spans(
         total = total * fade + tl.sum(weights, 1)
         sums = tl.dot(weights.to(values.dtype), values, sums * fade[:, None], input_precision="ieee")
         largest = most
+    # Read again, so that the addresses are made anew and take no registers all through the loop.
+    begin = tl.load(tile_firsts_ptr + tl.program_id(0), volatile=True)
+    order = begin + m // GROUP
+    packed = (tl.load(starts_ptr + span) + order).to(tl.int64)
+    to = out_ptr + (packed * OUT_STRIDE + head * DIM)[:, None] + d[None, :]
+    real = (order < end)[:, None] & (d < DIM)[None, :]
     # Rows that belong to no token have seen nothing where the window is short.
     total = tl.where(total > 0.0, total, 1.0)
     largest = tl.where(largest == float("-inf"), 0.0, largest)
     found = divided(sums, largest, total, sinks_ptr, head, order < end, SINKS)
-    tl.store(out_ptr + packed[:, None] * out_stride + place, found.to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(to, found.to(out_ptr.dtype.element_ty), mask=real)

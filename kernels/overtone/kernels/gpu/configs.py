@@ -26,8 +26,11 @@ def analyse_config(size: int, rows: int, capability: int) -> AnalyseConfig:
 def synthesise_config(size: int, rows: int, capability: int) -> SynthesiseConfig:
     if three_stages(size):
         return SynthesiseConfig(block_j=2, warps=8)
+    whole = _whole(size)
+    if whole <= 32:  # with 4 warps 1536 outputs spill on sm_90
+        return SynthesiseConfig(block_c=whole, warps=2)
     # With 4 entries at once 4096 outputs spill on sm_80.
-    return SynthesiseConfig(block_c=_whole(size), block_j=2 if capability < 90 else 4)
+    return SynthesiseConfig(block_c=min(64, whole), block_j=2 if capability < 90 else 4)
 
 
 def analyse_tiles_config(size: int, capability: int) -> AnalyseConfig:
@@ -43,7 +46,8 @@ def core_tiles_config(capability: int) -> CoreTilesConfig:
 def inverse_tiles_config(size: int, capability: int) -> InverseTilesConfig:
     if three_stages(size):
         return InverseTilesConfig(block_t=2, warps=8)
-    return InverseTilesConfig(block_c=min(32, _whole(size)))
+    whole = _whole(size)
+    return InverseTilesConfig(block_t=4 if whole <= 64 else 2, block_c=min(32, whole))
 
 
 def _whole(size: int) -> int:

@@ -38,7 +38,7 @@ import torch
 BLOCK = 16
 """The least extent of a product on tensor cores: what is not a multiple of it is padded with zeros."""
 RADIX = 16
-_WHOLE = (16, 32, 64, 128, 256)
+_WHOLE = (16, 32, 64, 128)
 """Extents that a tile takes whole; Triton wants powers of two."""
 _LONG = 8192
 """From here on three stages, where they are possible."""

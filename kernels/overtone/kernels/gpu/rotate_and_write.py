@@ -52,9 +52,10 @@ def rotate_and_write(
     half = max(16, triton.next_power_of_2(dim // 2))
     query, key = (cos, cos) if norms is None else (norms.query, norms.key)
     _rotate_and_write[m, triton.cdiv(heads, config.block_h)](
-        qkv, cos, signed_sin, slots, cache, query, key, qkv.stride(0), cache.stride(0),
+        qkv, cos, signed_sin, slots, cache, query, key, qkv.stride(0),
         0.0 if norms is None else norms.epsilon,
-        HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, DIM=dim, HALF=half, PAGE=cache.shape[1], BLOCK_H=config.block_h,
+        HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, DIM=dim, HALF=half, PAGE=cache.shape[1], PAGE_STRIDE=cache.stride(0),
+        BLOCK_H=config.block_h,
         NORMED=norms is not None, num_warps=config.warps, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -69,13 +70,13 @@ def _rotate_and_write(
     query_norm_ptr,
     key_norm_ptr,
     stride,
-    page_stride,
     epsilon,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     HALF: tl.constexpr,
     PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     NORMED: tl.constexpr,
 ):
@@ -109,7 +110,7 @@ def _rotate_and_write(
     tl.store(at + DIM // 2, new_b, mask=there & turns)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     # The keys and the values of a slot are 2 KV_HEADS heads in a row, as they are here.
-    here = cache_ptr + slot // PAGE * page_stride + slot % PAGE * (2 * KV_HEADS * DIM)
+    here = cache_ptr + slot // PAGE * PAGE_STRIDE + slot % PAGE * (2 * KV_HEADS * DIM)
     to = here + (head - HEADS)[:, None] * DIM + j[None, :]
     written = there & (head >= HEADS)[:, None] & (slot >= 0)
     cached = cache_ptr.dtype.element_ty

@@ -56,10 +56,10 @@ def scores_of(products, scale, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def places_of(table_ptr, keys, seen, page_stride, PAGE: tl.constexpr, TOKEN: tl.constexpr):
+def places_of(table_ptr, keys, seen, PAGE_STRIDE: tl.constexpr, PAGE: tl.constexpr, TOKEN: tl.constexpr):
     """table_ptr: a sequence's pages; keys: positions in it; int64, where their keys lie, 0 where a key is not seen."""
     page = tl.load(table_ptr + keys // PAGE, mask=seen, other=0).to(tl.int64)
-    return tl.where(seen, page * page_stride + keys % PAGE * TOKEN, 0)
+    return tl.where(seen, page * PAGE_STRIDE + keys % PAGE * TOKEN, 0)
 
 
 @triton.jit

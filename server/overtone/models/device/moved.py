@@ -19,12 +19,14 @@ class MovedAdapters:
         self._there: dict[Hashable, AdapterDeltas] = {}
 
     def of(self, wanted: Mapping[Hashable, AdapterDeltas]) -> Mapping[Hashable, AdapterDeltas]:
-        self._there = {key: self._there.get(key) or self._moved(deltas) for key, deltas in wanted.items()}
+        self._there = {key: self._there.get(key) or moved_to(deltas, self._device) for key, deltas in wanted.items()}
         return self._there
 
-    def _moved(self, deltas: AdapterDeltas) -> AdapterDeltas:
-        known: dict[int, Any] = {}
-        return {name: _moved(delta, self._device, known) for name, delta in deltas.items()}
+
+def moved_to(deltas: AdapterDeltas, device: torch.device) -> AdapterDeltas:
+    """The same adapter, all its tensors on `device`."""
+    known: dict[int, Any] = {}
+    return {name: _moved(delta, device, known) for name, delta in deltas.items()}
 
 
 def _moved(thing: Any, device: torch.device, known: dict[int, Any]) -> Any:
