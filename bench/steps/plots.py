@@ -44,6 +44,7 @@ def _decoding(rows: Sequence[Row], path: Path) -> None:
             line = sorted((row["distinct"], row["over_base"], row["predicted"]) for row in own if row["label"] == label)
             if line:
                 distinct, found, predicted = zip(*line, strict=True)
+                # Narrower and narrower: none hides another.
                 axes.plot(
                     distinct,
                     [100 * one for one in found],
@@ -52,7 +53,7 @@ def _decoding(rows: Sequence[Row], path: Path) -> None:
                     linewidth=4.4 - 0.5 * at,
                     color=colour,
                     label=label,
-                )  # none hides another
+                )
                 if None not in predicted:
                     axes.plot(distinct, [100 * one for one in predicted], ":", color=colour)
         counts = sorted({row["distinct"] for row in own})
