@@ -9,6 +9,9 @@ from typing import Any
 Row = dict[str, Any]
 _COLOURS = ("#1f6f8b", "#6bb3c9", "#d9a441", "#f0cf8e", "#8c4b6e", "#c490ae", "#4f7a3a", "#a3c28f")
 
+_MARKERS = "osD^vPXh"
+"""Hollow and smaller and smaller: lines of the same cost stay to be seen."""
+
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """PATH has the decoding steps, PATH's name with _prompt the prompts."""
@@ -44,15 +47,9 @@ def _decoding(rows: Sequence[Row], path: Path) -> None:
             line = sorted((row["distinct"], row["over_base"], row["predicted"]) for row in own if row["label"] == label)
             if line:
                 distinct, found, predicted = zip(*line, strict=True)
-                # Narrower and narrower: none hides another.
+                percent, mark = [100 * one for one in found], _MARKERS[at]
                 axes.plot(
-                    distinct,
-                    [100 * one for one in found],
-                    "-o",
-                    markersize=4,
-                    linewidth=4.4 - 0.5 * at,
-                    color=colour,
-                    label=label,
+                    distinct, percent, marker=mark, markersize=10 - at, fillstyle="none", color=colour, label=label
                 )
                 if None not in predicted:
                     axes.plot(distinct, [100 * one for one in predicted], ":", color=colour)
