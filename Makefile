@@ -8,7 +8,7 @@ MODEL ?= demo
 STORE ?= .overtone
 ARGS ?=
 
-.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-deterministic bench-peers setup setup-dev clean
+.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-deterministic bench-peers bench-gpu setup setup-dev clean
 
 setup: $(VENV)/.run.stamp
 setup-dev: $(VENV)/.dev.stamp
@@ -65,6 +65,14 @@ bench-deterministic: $(VENV)/.dev.stamp
 
 bench-peers: $(VENV)/.dev.stamp
 	$(BIN)/python -m bench.peers.compare $(ARGS)
+
+# Without a GPU only what is predicted.
+bench-gpu: $(VENV)/.dev.stamp
+	@if $(BIN)/python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then \
+	    $(BIN)/python -m bench.kernels && $(BIN)/python -m bench.gpu $(ARGS); \
+	else \
+	    echo "torch finds no CUDA device here: nothing is measured"; echo; $(BIN)/python -m bench.roofline; \
+	fi
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,10 +15,7 @@ Usage: python -m bench.hot_load [--count 20] [--out bench/results/hot_load.jsonl
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
@@ -29,6 +26,7 @@ from unittest.mock import patch
 
 import click
 import torch
+from bench.facts import conditions
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
@@ -159,34 +157,6 @@ def main(count: int, out: Path) -> None:
     about = conditions()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(one | about) + "\n" for one in rows), encoding="utf-8")
-
-
-def conditions() -> dict[str, object]:
-    return {
-        "cpu": cpu(),
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def commit() -> str:
-    """What is measured, abbreviated; empty outside of a repository."""
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return shown.stdout.strip()
-
-
-def cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 import torch
-from bench.hot_load import conditions
+from bench.facts import conditions
 
 from overtone.kernels import CsrCore, PreparedLowRank, SparseRows, StackedRows, compress, sparse_core
 from overtone.kernels.dct import DctFrame, NativeDctFrame

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import torch
-from bench.hot_load import conditions
+from bench.facts import conditions
 from bench.native_kernels import in_turn
 
 from overtone.kernels import DCT, CsrCore, FrameBank, compress, sparse_core

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from bench.hot_load import commit
+from bench.facts import commit
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-from bench.hot_load import commit, cpu
+from bench.facts import commit, cpu
 from bench.peers import install, report
 from bench.peers.adapters import write_set
 from bench.peers.cells import CONTEXT, Cell, Configuration, cells, configurations
