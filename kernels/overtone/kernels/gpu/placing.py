@@ -12,7 +12,11 @@ becomes up to four; where a family's entries come in conjugate pairs, as Fourier
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from overtone.kernels.gpu.plans import Plan
 from overtone.kernels.gpu.records import spectral_record
@@ -38,8 +42,14 @@ def spectral_core(
     rows, cols, values = rows.long().cpu(), cols.long().cpu(), values.double().cpu()
     if forward.frame == "dft":
         rows, cols, values = hartley_core(rows, cols, values, shape)
-    values = values * inverse.weight(rows) * forward.weight(cols)
-    return spectral_record(rows, forward.place(cols), values, inverse, dtype)
+    weighted = values.numpy() * _weights(inverse, rows) * _weights(forward, cols)
+    places = torch.from_numpy(forward.place(cols.numpy()))
+    return spectral_record(rows, places, torch.from_numpy(weighted), inverse, dtype)
+
+
+def _weights(plan: Plan, k: torch.Tensor) -> NDArray[np.float64]:
+    """`Plan.weight`, in numpy."""
+    return np.where((k.numpy() == 0) & (plan.frame == "dct"), math.sqrt(0.5), 1.0)
 
 
 def hartley_core(

@@ -31,9 +31,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 BLOCK = 16
 """The least extent of a product on tensor cores: what is not a multiple of it is padded with zeros."""
@@ -43,6 +45,7 @@ _WHOLE = (16, 32, 64, 128)
 _LONG = 8192
 """From here on three stages, where they are possible."""
 FrameName: TypeAlias = Literal["dct", "dft"]
+Indices = TypeVar("Indices", torch.Tensor, NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +84,7 @@ class Plan:
         """N1, N2."""
         return (self.whole, self.cut) if self.inverse else (self.cut, self.whole)
 
-    def place(self, k: torch.Tensor) -> torch.Tensor:
+    def place(self, k: Indices) -> Indices:
         """Of a forward plan: where coefficient k is."""
         assert not self.inverse
         first, second = self.factors
@@ -95,7 +98,7 @@ class Plan:
         """Of `BLOCK` places each, of an inverse plan; those of the padding have no coefficients."""
         return self.whole * (self.padded // BLOCK)
 
-    def block_of(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def block_of(self, k: Indices) -> tuple[Indices, Indices]:
         """Of an inverse plan: in which block coefficient k is, and at which of its places. Blocks that a program takes
         together, those of consecutive k1, lie together."""
         assert self.inverse

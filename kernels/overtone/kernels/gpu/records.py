@@ -21,8 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from overtone.kernels.gpu.plans import Plan
 
@@ -64,19 +67,21 @@ def spectral_record(
 ) -> torch.Tensor:
     """rows: (n,) indices of coefficients of `inverse`, of its transform's output; cols: (n,) places of the input's, below
     65536; values: (n,), with the transforms' weights; dtype: of the values, float32 or float16."""
-    block, local = inverse.block_of(rows.long())
-    order = torch.argsort(block * 2**24 + local * 2**16 + cols.long())
-    block, local, cols, values = block[order], local[order], cols.long()[order], values.double()[order]
-    scale = 1.0 if dtype is torch.float32 else max(values.abs().max().item() if len(values) else 0.0, 1e-30)
-    ends = torch.zeros(inverse.blocks + 1, dtype=torch.int64)
-    ends[1:] = torch.bincount(block, minlength=inverse.blocks).cumsum(0)
-    wide = len(values) >= _NARROW
-    header = torch.tensor([len(values), 0, int(wide), 0], dtype=torch.int32)
-    header[1:2] = torch.tensor([scale], dtype=torch.float32).view(torch.int32)
-    parts = [header, _words((values / scale).to(dtype)), _words(_short(cols)), _words(_short(ends % _NARROW))]
+    # numpy: a core's few numbers take torch longer to ask for than to compute, and an adapter has hundreds of cores.
+    block, local = inverse.block_of(rows.numpy())
+    order = np.argsort((block << 24) | (local << 16) | cols.numpy(), kind="stable")
+    n, kind = len(order), np.float32 if dtype is torch.float32 else np.float16
+    numbers = values.numpy()[order]
+    scale = 1.0 if kind is np.float32 else max(float(np.abs(numbers).max(initial=0.0)), 1e-30)
+    ends = np.zeros(inverse.blocks + 1, dtype=np.int64)
+    np.cumsum(np.bincount(block, minlength=inverse.blocks), out=ends[1:])
+    parts = [(numbers / scale).astype(kind), cols.numpy()[order].astype(np.uint16), ends.astype(np.uint16)]
+    wide = n >= _NARROW
     if wide:
-        parts.append(_words(_short(ends // _NARROW)))
-    return _filled(torch.cat([*parts, _words(local.to(torch.uint8))]))
+        parts.append((ends >> 16).astype(np.uint16))
+    header = np.array([n, 0, wide, 0], dtype=np.int32)
+    header[1] = np.float32(scale).view(np.int32)
+    return torch.from_numpy(_joined([header, *parts, local[order].astype(np.uint8)]))
 
 
 def pair_record(down: torch.Tensor, up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -95,9 +100,14 @@ def aligned(words: int) -> int:
     return -(-words // ALIGNMENT) * ALIGNMENT
 
 
-def _short(numbers: torch.Tensor) -> torch.Tensor:
-    """The low 16 bits of each, as int16."""
-    return torch.where(numbers >= 1 << 15, numbers - (1 << 16), numbers).to(torch.int16)
+def _joined(parts: list[NDArray[Any]]) -> NDArray[np.int32]:
+    """One after another, each from a word's beginning on, and filled up to `ALIGNMENT` words."""
+    begins = np.cumsum([0, *(-(-part.nbytes // 4) for part in parts)])
+    joined = np.zeros(aligned(int(begins[-1])), dtype=np.int32)
+    octets = joined.view(np.uint8)
+    for part, begin in zip(parts, begins[:-1], strict=True):
+        octets[4 * begin : 4 * begin + part.nbytes] = part.view(np.uint8)
+    return joined
 
 
 def _words(part: torch.Tensor) -> torch.Tensor:
