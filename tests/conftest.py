@@ -9,10 +9,26 @@ import pytest
 import torch
 
 from overtone.models.base import load_base_model, model_source
+from support.background import GPU_WORK
 from support.demo import demo_cache
 from support.reference import MergedReference
 from support.server import ThreadServer
 from support.tiny import tiny_base, tiny_model
+
+_OF_BACKGROUND = {"test_in_the_interpreter": "interpreted", "test_compiled_without_spills": "compiled {}"}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begins what takes minutes beside the tests, and leaves the tests that ask for it to the end."""
+    if session.config.option.collectonly:
+        return
+    names = {}
+    for item in session.items:
+        if item.path.name == "test_gpu_kernels.py" and (work := _OF_BACKGROUND.get(item.originalname)):  # type: ignore[attr-defined]
+            names[item.nodeid] = work.format(item.callspec.params["capability"] if "{}" in work else "")  # type: ignore[attr-defined]
+    session.items.sort(key=lambda item: item.nodeid in names)
+    if names:
+        GPU_WORK.start(list(names.values()))
 
 
 @pytest.fixture(scope="session", autouse=True)

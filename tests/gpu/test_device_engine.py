@@ -14,11 +14,14 @@ from overtone.engine.device_runner import DeviceRunner
 from overtone.engine.engine import Engine
 from overtone.engine.flight import Choice
 from overtone.engine.scheduler import StepPlan
-from overtone.models.base import BaseModel
+from overtone.models.base import BaseModel, prepare
+from support.adapters import make_loca_folder
+from support.architectures import tiny_architecture
 from support.recorder import Recorder, serve
 from support.reference import MergedReference
 from support.requests import make_request
-from support.tiny_device import CONFIG, deltas_of, memory_of, one_layer, tiny_device_base, tiny_folders
+from support.tiny import tiny_tokenizer
+from support.tiny_device import CONFIG, DEVICE, deltas_of, memory_of, one_layer, tiny_device_base, tiny_folders
 
 NEW_TOKENS = 3
 
@@ -116,3 +119,20 @@ def test_merged(base: BaseModel, reference: MergedReference, folders: dict[str, 
         assert torch.equal(base.weight(name), clean)
         assert torch.equal(base.model.get_submodule(name).own_weight.cpu(), clean) is (path is None)
     assert runner.paths["merged"] > 0
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "qwen2", "qwen3", "gemma2", "gpt_oss", "gpt2"])
+def test_other_models(name: str, tmp_path: Path) -> None:
+    """Layers that are not fused, biases, norms of heads, windows, caps and sinks: prompts in chunks, then decoded tokens,
+    an adapter on every linear layer of some rows."""
+    model = tiny_architecture(name)
+    reference = MergedReference(model)
+    base = prepare(model.to(DEVICE), tiny_tokenizer(), name, capability=90)
+    shapes = {one: shape for one, shape in base.modules.items() if "lm_head" not in one and "embed_out" not in one}
+    make_loca_folder(tmp_path / "loca", shapes, n=100, seed=1, strength=0.5)
+    paths = [tmp_path / "loca", None]
+    ids = prompts(base, [26, 3])
+    work = [(one, None if path is None else deltas_of(base, path)) for path, one in zip(paths, ids, strict=True)]
+    runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
+    expected = [reference.greedy(path, one, NEW_TOKENS) for path, one in zip(paths, ids, strict=True)]
+    assert generate(base, runner, work) == expected

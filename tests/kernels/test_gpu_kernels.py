@@ -1,42 +1,34 @@
-"""The Triton kernels without a GPU: computed by Triton's interpreter, and compiled for the chips that they are meant
-for."""
+"""The Triton kernels without a GPU: computed by Triton's interpreter, and compiled for the chips that they are meant for.
+Begun when tests are collected (`support.background`), since it takes minutes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import inspect
 
 import pytest
 
-from support.aot import Compiled, compile_for
+from overtone.kernels.gpu.layer_kernels import GpuKernels
+from overtone.kernels.native import NativeKernels
+from support.background import GPU_WORK
 
-FOLDER = Path(__file__).parents[1]
 
-
+@pytest.mark.timeout(1200)
 def test_in_the_interpreter() -> None:
     """In a process of its own: Triton decides when a kernel is defined."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / "gpu")]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=FOLDER.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    code, output = GPU_WORK.result("interpreted")
+    assert code == 0, output
 
 
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-"""Bytes that a program may have."""
-
-
-@pytest.mark.parametrize("capability", SHARED_MEMORY)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiled_without_spills(capability: int) -> None:
-    found = compile_for(capability)
-    assert found
-    for name, one in found.items():
-        assert one == Compiled(0, 0, 0, one.shared), name
-        assert one.shared <= SHARED_MEMORY[capability], name
+    """No stack, no spilled register, shared memory within the chip's."""
+    code, output = GPU_WORK.result(f"compiled {capability}")
+    assert code == 0, output
+    assert f"kernels for sm_{capability}" in output
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "silu_times", "rotate_and_write"])
+def test_methods_are_those_of_the_native_kernels(name: str) -> None:
+    ours, theirs = (inspect.signature(getattr(kernels, name)) for kernels in (GpuKernels, NativeKernels))
+    assert ours == theirs

@@ -120,7 +120,7 @@ def test_a_broken_neighbour_is_not_seen() -> None:
     def attended() -> torch.Tensor:
         batch = PagedBatch(cache.clone(), PAGE, spans, (None,))
         batch.write(0, new)
-        return attend_paged(batch, 0, query, Softmax())
+        return attend_paged(batch, 0, query, new, Softmax())
 
     healthy = attended()
     new[2:6] = torch.nan

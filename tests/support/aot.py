@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from support import aot_spectral
+from support.aot_layers import layer_cases
 from support.aot_low_rank import MULTIPLE, low_rank_cases
 
 
@@ -27,14 +29,26 @@ class Compiled(NamedTuple):
     shared: int
 
 
-def compile_for(capability: int) -> dict[str, Compiled]:
-    """Every kernel in every configuration, bf16 operands."""
-    return {name: _compiled(capability, *arguments) for name, *arguments in _cases(capability)}
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes that a program may have on sm_80, sm_90, sm_100."""
+
+
+def main(capability: int) -> None:
+    """Compiles every kernel in every configuration, bf16 operands; says what does not fit the chip, and fails then."""
+    count, bad = 0, []
+    for name, *arguments in _cases(capability):
+        one = _compiled(capability, *arguments)
+        count += 1
+        if one != Compiled(0, 0, 0, one.shared) or one.shared > SHARED_MEMORY[capability]:
+            bad.append(f"{name}: {one}")
+    sys.stdout.write("\n".join([f"{count} kernels for sm_{capability}", *bad, ""]))
+    sys.exit(bool(bad))
 
 
 def _cases(capability: int) -> Iterator[tuple[Any, ...]]:
     yield from aot_spectral.cases(capability)
     yield from low_rank_cases(capability)
+    yield from layer_cases(capability)
 
 
 def _compiled(
@@ -80,3 +94,7 @@ def _compiled(
     found = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert found is not None, said
     return Compiled(*(int(number) for number in found.groups()), made.metadata.shared)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -29,8 +29,8 @@ class Layer(NamedTuple):
 
 
 LAYERS = (
-    *(Layer(group * 3, 3, 64) for group in (1, 3, 4, 8)),
-    *(Layer(group * 8, 8, 128) for group in (1, 3, 4, 8)),
+    Layer(9, 3, 64),
+    *(Layer(group * 8, 8, 128) for group in (1, 4, 8)),
     Layer(64, 8, 64, sinks=True),
     Layer(16, 8, 256, capped=True),
     Layer(71, 1, 64),

@@ -25,6 +25,7 @@ from overtone.engine.types import Request
 from overtone.kernels.gpu.attend_decode import SeenKeys
 from overtone.kernels.gpu.layer_configs import greedy_config
 from overtone.kernels.gpu.sample import GreedyRoom, choose_greedy
+from overtone.kernels.gpu.varlen import find_varlen
 from overtone.models.adapter_rows import PATHS, AdapterRows
 from overtone.models.adapter_step import AdapterStep
 from overtone.models.base import BaseModel
@@ -71,6 +72,7 @@ class DeviceRunner:
         self.pool = DevicePool(packer, memory, self._operators.accept)
         self._sole = SoleAdapter(base)
         self._recorder = Recorder(base.device)
+        self._varlen = find_varlen() if base.device.type == "cuda" else None
         self._followed = False
         self._passes: OrderedDict[PassShape, _Pass] = OrderedDict()
         self.paths = Counter(dict.fromkeys(PATHS, 0))
@@ -263,7 +265,7 @@ class DeviceRunner:
     ) -> DevicePaged:
         assert self._base.capability is not None
         cache, windows = self.memory.cache, self._base.windows
-        return DevicePaged(cache, slots, windows, self._base.capability, decoded, longest, chunks)
+        return DevicePaged(cache, slots, windows, self._base.capability, decoded, longest, chunks, self._varlen)
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, paged: DevicePaged

@@ -36,15 +36,17 @@ def paged_attention(
     """
     assert paged is not None, "the model did not pass our keyword on to its attention"
     layer: Any = module.layer_idx
-    paged.write(layer, torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1))
-    out = attend_paged(paged, layer, query[0].transpose(0, 1), Softmax(scaling, softcap, s_aux))
+    new = torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1)
+    paged.write(layer, new)
+    out = attend_paged(paged, layer, query[0].transpose(0, 1), new, Softmax(scaling, softcap, s_aux))
     return out[None], None
 
 
-def attend_paged(paged: Paged, layer: int, query: torch.Tensor, softmax: Softmax) -> torch.Tensor:
-    """query: (T, heads, D); returns (T, heads, D). The step's own keys and values are in the cache."""
+def attend_paged(paged: Paged, layer: int, query: torch.Tensor, new: torch.Tensor, softmax: Softmax) -> torch.Tensor:
+    """query: (T, heads, D); new: (T, 2, kv_heads, D), the step's own keys and values, which are in the cache already;
+    returns (T, heads, D)."""
     if not isinstance(paged, PagedBatch):
-        return paged.attend(layer, query, softmax)
+        return paged.attend(layer, query, new, softmax)
     cache = paged.cache[layer]
     by_row = softmax.plain and paged.native is not None
     groups = paged.groups(layer, singles=not by_row)

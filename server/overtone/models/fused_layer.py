@@ -115,13 +115,14 @@ class FusedLayer:
         tokens, dim, heads = h.shape[0], self._dim, self._heads
         qkv = AdaptedLinear.joined(self._qkv, h)
         by_head = qkv.view(tokens, -1, dim)
+        new = by_head[:, heads:].view(tokens, 2, -1, dim)  # keys, then values
         if self._kernels is None:
             self._rotate(by_head, *tables)
-            paged.write(self._index, by_head[:, heads:].view(tokens, 2, -1, dim))  # keys, then values
+            paged.write(self._index, new)
         else:
             cache = paged.of_layer(self._index)
             self._kernels.rotate_and_write(qkv, *tables, paged.write_slots, cache, self._norms_of_heads())
-        out = attend_paged(paged, self._index, by_head[:, :heads], self._softmax)
+        out = attend_paged(paged, self._index, by_head[:, :heads], new, self._softmax)
         return out.reshape(tokens, heads * dim)
 
     def _gated(self, h: torch.Tensor) -> torch.Tensor:

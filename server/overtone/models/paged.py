@@ -62,8 +62,9 @@ class PagedElsewhere(Protocol):
     def write(self, layer: int, new: torch.Tensor) -> None:
         """Puts the step's keys and values into the cache. new: (T, 2, kv_heads, D)."""
 
-    def attend(self, layer: int, query: torch.Tensor, softmax: Softmax) -> torch.Tensor:
-        """query: (T, heads, D); returns (T, heads, D). The step's own keys and values are in the cache."""
+    def attend(self, layer: int, query: torch.Tensor, new: torch.Tensor, softmax: Softmax) -> torch.Tensor:
+        """query: (T, heads, D); new: (T, 2, kv_heads, D), the step's own keys and values, which are in the cache already;
+        returns (T, heads, D)."""
 
 
 class PagedBatch:

@@ -16,23 +16,35 @@ from overtone.kernels.gpu import layer_configs
 from overtone.kernels.gpu.attend_decode import SeenKeys, attend_decode, decode_workspace, splits_of
 from overtone.kernels.gpu.attend_prefill import Spans, SpanTiles, attend_prefill, prefill_tiles
 from overtone.kernels.gpu.scoring import Scoring
+from overtone.kernels.gpu.varlen import VarlenAttention
 from overtone.models.attend import Softmax
 from overtone.models.paged import Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
-    """Of prompts. shapes: (tokens, past) of each."""
+    """Of prompts, one after another. shapes: (tokens, past) of each; ends: (S + 1,) int32, of their tokens, from 0 on."""
 
     spans: Spans
     shapes: Sequence[tuple[int, int]]
+    ends: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for tokens, _ in self.shapes)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether none of them has a past."""
+        return not any(past for _, past in self.shapes)
 
 
 class DevicePaged:
     """A pass's tokens in the cache: decoded ones first, then chunks.
 
     write_slots: (T,) int64, page * page_tokens + position, -1: a row that only fills the batch; longest: the most keys that
-    a decoded token may see, which bounds launches; windows: one a layer.
+    a decoded token may see, which bounds launches; windows: one a layer; varlen: torch's own attention, for prompts without
+    a past where it will do.
     """
 
     def __init__(
@@ -44,11 +56,13 @@ class DevicePaged:
         decoded: SeenKeys | None = None,
         longest: int = 0,
         chunks: Chunks | None = None,
+        varlen: VarlenAttention | None = None,
     ) -> None:
         self.write_slots = write_slots
         self.page_tokens: int = cache.shape[2]
         self._cache, self._windows, self._capability = cache, windows, capability
         self._decoded, self._longest, self._chunks = decoded, longest, chunks
+        self._varlen = varlen
         self._tiles: dict[tuple[int, object], SpanTiles] = {}
 
     def of_layer(self, layer: int) -> torch.Tensor:
@@ -56,19 +70,43 @@ class DevicePaged:
         return self._cache[:, layer]
 
     def write(self, layer: int, new: torch.Tensor) -> None:
-        """Puts keys and values into the cache; not for batches with rows that only fill it. new: (T, 2, kv_heads, D)."""
-        pages, places = self.write_slots // self.page_tokens, self.write_slots % self.page_tokens
-        self.of_layer(layer).index_put_((pages, places), new)
+        """Puts keys and values into the cache. new: (T, 2, kv_heads, D)."""
+        # Rows that only fill the batch write to page 0, of which no kernel reads anything.
+        slots = self.write_slots.clamp(min=0)
+        self.of_layer(layer).index_put_((slots // self.page_tokens, slots % self.page_tokens), new)
 
-    def attend(self, layer: int, query: torch.Tensor, softmax: Softmax) -> torch.Tensor:
-        """query: (T, heads, D); returns (T, heads, D). The pass's own keys and values are in the cache."""
+    def attend(self, layer: int, query: torch.Tensor, new: torch.Tensor, softmax: Softmax) -> torch.Tensor:
+        """See `overtone.models.paged.PagedElsewhere`."""
+        if query.stride()[1:] != (query.shape[2], 1):  # models' own layers have the heads first
+            query = query.contiguous()
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         scoring = Scoring(softmax.scale(query.shape[-1]), softmax.cap, softmax.sinks, self._windows[layer] or 0)
         if self._decoded is not None:
             self._attend_decoded(layer, query, out, scoring)
-        if self._chunks is not None:
+        if self._chunks is not None and self._by_torch(query, new, softmax, scoring):
+            self._attend_fresh(query, new, out, scoring)
+        elif self._chunks is not None:
             self._attend_chunks(layer, query, out, scoring)
         return out
+
+    def _by_torch(self, query: torch.Tensor, new: torch.Tensor, softmax: Softmax, scoring: Scoring) -> bool:
+        assert self._chunks is not None
+        return (
+            self._varlen is not None
+            and self._chunks.fresh
+            and softmax.plain
+            and scoring.window <= 0
+            and self._varlen.takes(query.shape[1], new.shape[2], query.shape[2], query.dtype)
+        )
+
+    def _attend_fresh(self, query: torch.Tensor, new: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
+        """The chunks are the last tokens of the pass."""
+        assert self._chunks is not None
+        assert self._varlen is not None
+        at = slice(len(query) - self._chunks.tokens, None)
+        longest = max(tokens for tokens, _ in self._chunks.shapes)
+        keys, values = new[at, 0], new[at, 1]
+        out[at] = self._varlen.attend_fresh(query[at], keys, values, self._chunks.ends, longest, scoring.scale)
 
     def _attend_decoded(self, layer: int, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         assert self._decoded is not None
@@ -98,13 +136,10 @@ def chunks_of(spans: Sequence[Span], device: torch.device) -> Chunks | None:
         return None
     longest = max(len(span.pages) for span in spans)
     table = [[*span.pages, *[0] * (longest - len(span.pages))] for span in spans]
-    starts, tokens, past, pages = (
+    begins = [span.start for span in spans]
+    ends = [span.start + span.tokens - spans[0].start for span in spans]
+    starts, tokens, past, pages, until = (
         torch.tensor(one, dtype=torch.int32).to(device)
-        for one in (
-            [span.start for span in spans],
-            [span.tokens for span in spans],
-            [span.past for span in spans],
-            table,
-        )
+        for one in (begins, [span.tokens for span in spans], [span.past for span in spans], table, [0, *ends])
     )
-    return Chunks(Spans(starts, tokens, past, pages), [(span.tokens, span.past) for span in spans])
+    return Chunks(Spans(starts, tokens, past, pages), [(span.tokens, span.past) for span in spans], until)
