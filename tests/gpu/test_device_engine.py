@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ from overtone.adapters.resident import ResidentDelta
 from overtone.engine.device_runner import DeviceRunner
 from overtone.engine.engine import Engine
 from overtone.engine.flight import Choice
-from overtone.engine.scheduler import StepPlan
+from overtone.engine.scheduler import Scheduler, StepPlan
 from overtone.models.base import BaseModel, prepare
 from support.adapters import make_loca_folder
 from support.architectures import tiny_architecture
 from support.recorder import Recorder, serve
 from support.reference import MergedReference
-from support.requests import make_request
+from support.requests import make_request, make_sequence
 from support.tiny import tiny_tokenizer
 from support.tiny_device import CONFIG, DEVICE, deltas_of, memory_of, one_layer, tiny_device_base, tiny_folders
 
@@ -136,3 +137,33 @@ def test_other_models(name: str, tmp_path: Path) -> None:
     runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
     expected = [reference.greedy(path, one, NEW_TOKENS) for path, one in zip(paths, ids, strict=True)]
     assert generate(base, runner, work) == expected
+
+
+def test_half_precision(reference: MergedReference, folders: dict[str, Path]) -> None:
+    """float16 throughout: prompts in chunks, then steps of one token; logits near those of float32 with merged weights."""
+    base = prepare(one_layer().half().to(DEVICE), tiny_tokenizer(), "tiny", capability=90)
+    runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
+    paths: list[Path | None] = [*folders.values(), None]
+    ids = prompts(base, [19, 3, 12, 5, 9])
+    scheduler = Scheduler(replace(CONFIG, max_batch=5))
+    sequences = [
+        make_sequence(f"r{i}", one, 9, adapter=None if path is None else deltas_of(base, path))
+        for i, (one, path) in enumerate(zip(ids, paths, strict=True))
+    ]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    for _ in range(5):
+        plan = scheduler.schedule()
+        assert plan is not None
+        logits = runner.run(plan)
+        done = [chunk for chunk in plan.chunks if chunk.completes]
+        for chunk, row in zip(done, logits, strict=True):
+            one = chunk.sequence
+            path = paths[sequences.index(one)]
+            tokens = [*one.request.prompt_ids, *one.output_ids]
+            expected = reference.logits(path, tokens)[-1]
+            assert float((row.float().cpu() - expected).abs().max()) < 2e-2 * float(expected.abs().max())
+            one.output_ids.append(int(expected.argmax()))
+        for chunk in plan.chunks:
+            chunk.sequence.computed += chunk.length
+    assert all(len(sequence.output_ids) >= 2 for sequence in sequences)

@@ -42,6 +42,18 @@ class Runs(RuleBasedStateMachine):
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data())
+    def move_up(self, data: st.DataObject) -> None:
+        """A run that is given back fits where it was or after it."""
+        at = data.draw(st.sampled_from(sorted(self.runs)))
+        size = self.runs.pop(at)
+        self.list.release(at)
+        to = self.list.allocate_last(size)
+        assert to is not None
+        assert to >= at
+        self.runs[to] = size
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         at = data.draw(st.sampled_from(sorted(self.runs)))
         del self.runs[at]

@@ -160,3 +160,23 @@ def test_staged_adapters_are_there_before_they_are_asked_for() -> None:
     pool.forget("key")
     assert found.extents.used < before
     assert pool.stats.extents == 0
+
+
+def test_holes_are_joined_around_what_the_step_uses() -> None:
+    """Room enough, but in two holes: what the step does not use is moved, words and all; what it uses stays."""
+    found, _ = memory(adapter_pages=4, least=9)
+    pool = pool_in(found)
+    some = {name: low_rank("b", 5, seed) for seed, name in enumerate("uvwx")}
+    before = pool.of(some)
+    assert pool.stats.extents == 4
+    pool.forget("u")
+    pool.forget("w")
+    after = pool.of({"x": some["x"], "large": low_rank("b", 10)})
+    assert (pool.stats.moves, pool.stats.evictions) == (1, 0)
+    assert after["x"] is before["x"]
+    after |= pool.of({"v": some["v"]})
+    assert (pool.stats.uploads, pool.stats.extents) == (5, 3)
+    words = found.words.words
+    for one in after.values():
+        assert one is not None
+        assert torch.equal(words[one.begin : one.begin + one.packed.room], one.packed.extent.words)

@@ -96,6 +96,7 @@ class Metrics:
             ("device_adapter_bytes", "What they take of the GPU's memory", lambda: stats().nbytes),
             ("device_adapter_uploads", "Adapters copied to the GPU since the start", lambda: stats().uploads),
             ("device_adapter_evictions", "Adapters that made room for others there", lambda: stats().evictions),
+            ("device_adapter_moves", "Adapters that were moved there to join holes", lambda: stats().moves),
         )
         for name, about, read in pool:
             Gauge(f"overtone_{name}", about, registry=self.registry).set_function(read)
@@ -157,6 +158,8 @@ class PoolCounts(Protocol):
     def uploads(self) -> int: ...
     @property
     def evictions(self) -> int: ...
+    @property
+    def moves(self) -> int: ...
 
 
 class _AdapterRows(Collector):

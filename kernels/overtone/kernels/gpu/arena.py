@@ -44,11 +44,12 @@ class FreeList:
         if not fitting:
             return None
         _, negative = min(fitting)
-        at = bisect.bisect_left(self._holes, (-negative,))
-        start, stop = self._holes[at]
-        self._holes[at : at + 1] = [(start, stop - size)] if stop - size > start else []
-        self._taken[stop - size] = size
-        return stop - size
+        return self._take(bisect.bisect_left(self._holes, (-negative,)), size)
+
+    def allocate_last(self, size: int) -> int | None:
+        """As `allocate`, but in the last hole that is long enough."""
+        at = next((at for at in reversed(range(len(self._holes))) if self._length(at) >= size), None)
+        return None if at is None else self._take(at, size)
 
     def release(self, begin: int) -> None:
         """KeyError: nothing that was allocated begins there."""
@@ -68,6 +69,17 @@ class FreeList:
             _, stop = self._holes[0]
             self._holes[:1] = [(begin, stop)] if begin < stop else []
             self.begin = begin
+
+    def _length(self, at: int) -> int:
+        start, stop = self._holes[at]
+        return stop - start
+
+    def _take(self, at: int, size: int) -> int:
+        """The end of a hole."""
+        start, stop = self._holes[at]
+        self._holes[at : at + 1] = [(start, stop - size)] if stop - size > start else []
+        self._taken[stop - size] = size
+        return stop - size
 
     def _insert(self, start: int, stop: int) -> None:
         at = bisect.bisect_left(self._holes, (start,))

@@ -76,6 +76,14 @@ class DeviceMemory:
         self.extents.grow(self.boundary * self._page_words)
         return self.extents.allocate(words)
 
+    def move_up(self, begin: int, words: int) -> int:
+        """Where an extent may lie instead, not before where it is: there itself if there is nothing better. Its words are
+        the caller's to move."""
+        self.extents.release(begin)
+        to = self.extents.allocate_last(words)
+        assert to is not None, "it fits where it was"
+        return to
+
     def release(self, begin: int) -> None:
         """Gives an extent's room back, and pages that nothing lies on to the cache. The caller makes sure that no kernel in
         flight reads it once somebody else writes there: writes are ordered after it (`DevicePool`)."""

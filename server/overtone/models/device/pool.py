@@ -1,7 +1,7 @@
 """The adapters that lie in device memory: packed, copied beside the computing, kept while there is room.
 
-An extent that a step uses is never moved: there is nothing to defragment, because holes are filled with the smallest
-extent that fits, and where no hole is long enough, what was used least recently goes, until one is.
+Where there is room but no hole is long enough, extents are moved together, but never one that the step uses. Where there
+is no room, what was used least recently goes.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ class OnDevice:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """extents: adapters there; nbytes: what they take; uploads, evictions: since the start."""
+    """extents: adapters there; nbytes: what they take; uploads, evictions, moves: since the start."""
 
     extents: int
     nbytes: int
     uploads: int
     evictions: int
+    moves: int
 
 
 class DevicePool:
@@ -54,14 +55,14 @@ class DevicePool:
         self._unfit: set[Hashable] = set()
         self._staged: OrderedDict[Hashable, Future[Packed | None]] = OrderedDict()
         self._packing = ThreadPoolExecutor(1, "overtone-pack")  # one: a packer is for one thread at a time
-        self._uploads = self._evictions = 0
+        self._uploads = self._evictions = self._moves = 0
         self._freed = self._copied = False
         device = memory.words.words.device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def stats(self) -> PoolStats:
-        return PoolStats(len(self._there), 4 * self._memory.extents.used, self._uploads, self._evictions)
+        return PoolStats(len(self._there), 4 * self._memory.extents.used, self._uploads, self._evictions, self._moves)
 
     def stage(self, key: Hashable, deltas: AdapterDeltas) -> None:
         """Packs an adapter that a step is going to ask for, meanwhile."""
@@ -132,12 +133,30 @@ class DevicePool:
     def _place(self, words: int, keep: Set[Hashable]) -> int | None:
         """Room for an extent, evicting what `keep` has not, least recently used first."""
         while (begin := self._memory.allocate(words)) is None:
+            if self._memory.extents.free >= words and self._move_together(keep):
+                continue
             key = next((key for key in self._there if key not in keep), None)
             if key is None:
                 return None
             self._release(self._there.pop(key))
             self._evictions += 1
         return begin
+
+    def _move_together(self, keep: Set[Hashable]) -> bool:
+        """Moves extents up, as far as those that `keep` has let them; whether any was moved. In the stream that computes:
+        after the steps that read them where they were, before those that read them where they are."""
+        moved = False
+        movable = [(one.begin, key) for key, one in self._there.items() if key not in keep]
+        for begin, key in sorted(movable, key=lambda one: -one[0]):
+            packed = self._there[key].packed
+            to = self._memory.move_up(begin, packed.room)
+            if to != begin:
+                words = self._memory.words.words
+                words[to : to + packed.room] = words[begin : begin + packed.room].clone()
+                self._there[key] = OnDevice(to, packed)
+                self._moves += 1
+                moved = self._freed = True
+        return moved
 
     def _release(self, gone: OnDevice) -> None:
         self._memory.release(gone.begin)
