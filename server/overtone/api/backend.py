@@ -32,7 +32,7 @@ from overtone.engine.guides import Guide
 from overtone.engine.runner import ModelRunner
 from overtone.engine.types import Request, SamplingParams, StoppingParams
 from overtone.errors import EngineStarting, InvalidRequest, PromptTooLong
-from overtone.kernels import DCT, Delta, Term, sparse_core
+from overtone.kernels import DCT, DFT, IDENTITY, Delta, Frame, LowRankCore, Term, sparse_core
 from overtone.models.base import BaseModel
 
 T = TypeVar("T")
@@ -93,6 +93,7 @@ class Backend:
         if device is not None:
             device.memory.bind(self.engine.pages.lend, self.engine.pages.take_back)
             metrics.watch_device_pool(lambda: device.pool.stats)
+            device.warm_up()
         self.engine.start()
 
     async def in_store(self, work: Callable[[], T]) -> T:
@@ -185,7 +186,7 @@ class Backend:
 
     async def warm_up(self) -> None:
         """Short greedy generations without and with an adapter: finds out now, not in a user's request, what cannot run."""
-        for adapter in (None, touching_every_module(self.base)):
+        for adapter in (None, *(touching_every_module(self.base, term) for term in self._terms())):
             request = Request(
                 request_id="warm-up",
                 prompt_ids=(0, 0),
@@ -198,6 +199,12 @@ class Backend:
             finished = False
             while not finished:
                 finished = any(event.last for event in await session.take())
+
+    def _terms(self) -> list[Callable[[tuple[int, int]], Term]]:
+        """What makes the operators run for the first time, which on a GPU compiles them."""
+        if self.base.capability is None:
+            return [zero_coefficient]
+        return [zero_coefficient, partial(zero_coefficient, frame=DFT), zero_pair]
 
     def close(self) -> None:
         """Ends what still runs. Blocks."""
@@ -220,13 +227,21 @@ def describe(base: BaseModel) -> BaseDescription:
     return BaseDescription(base.name, base.fingerprint, base.modules, base.embeddings, base.weight, base.conv1d)
 
 
-def touching_every_module(base: BaseModel) -> Mapping[str, ResidentDelta]:
-    """An adapter of one zero coefficient in each linear layer: it changes nothing and takes every path."""
-    index, zero = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
-    deltas = {
-        name: Delta((Term(DCT, sparse_core(index, index, zero, shape), DCT),), shape)
-        for name, shape in base.modules.items()
-    }
+def zero_coefficient(shape: tuple[int, int], frame: Frame = DCT) -> Term:
+    """A sparse core of one coefficient, 0."""
+    index, (p, q) = torch.zeros(1, dtype=torch.int64), (frame.coefficients(size) or 0 for size in shape)
+    return Term(frame, sparse_core(index, index, torch.zeros(1), (p, q)), frame)
+
+
+def zero_pair(shape: tuple[int, int]) -> Term:
+    return Term(IDENTITY, LowRankCore(torch.zeros(8, shape[1]), torch.zeros(shape[0], 8)), IDENTITY)
+
+
+def touching_every_module(
+    base: BaseModel, term: Callable[[tuple[int, int]], Term] = zero_coefficient
+) -> Mapping[str, ResidentDelta]:
+    """An adapter of one term in each linear layer. Of zeros it changes nothing and takes every path."""
+    deltas = {name: Delta((term(shape),), shape) for name, shape in base.modules.items()}
     return make_resident("", "warm-up", deltas, SharedOnDevice(host_of_adapters(base))).deltas
 
 

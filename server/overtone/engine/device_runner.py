@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -41,6 +42,8 @@ from overtone.models.device.step import DeviceStep, Steps
 from overtone.models.lanes import Segment
 from overtone.models.paged import Span
 
+_SHORT_PAGES = 16
+"""The fewest pages that a recorded pass has room for: shorter sequences share it."""
 _RECORDED = 256
 """Passes that are kept, the least recently used goes: each has the launches of a step, not its memory."""
 
@@ -92,6 +95,19 @@ class DeviceRunner:
         """Begins to bring a waiting request's adapter to the device."""
         if request.adapter is not None:
             self.pool.stage(_key(request), request.adapter)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Records the base model's passes of short sequences, so that no request waits for that."""
+        if not self._recorder.records:
+            return
+        rows = 0
+        while rows < self._config.max_batch:
+            shape = PassShape(bucket_of(rows + 1), _SHORT_PAGES, frozenset())
+            inputs = self.inputs_of(shape)
+            inputs.fill([], [])
+            self._keep(shape, _Pass(inputs, self._recorder.record(partial(self.compute, inputs, shape.uses))))
+            rows = shape.rows
 
     def close(self) -> None:
         self.pool.close()
@@ -153,12 +169,12 @@ class DeviceRunner:
     ) -> torch.Tensor:
         self._count("device", [Run(1, one) for one in adapters])
         pages = max(chunk.sequence.computed + (tokens is not None) for chunk in chunks) // self._config.page_tokens + 1
-        shape = PassShape(bucket_of(len(chunks)), 1 << (pages - 1).bit_length(), uses_of(adapters))
+        shape = PassShape(bucket_of(len(chunks)), max(_SHORT_PAGES, 1 << (pages - 1).bit_length()), uses_of(adapters))
         known = self._passes.get(shape)
         if known is None:
             inputs = self.inputs_of(shape)
             inputs.fill(chunks, adapters, tokens)
-            known = _Pass(inputs, self._recorder.record(lambda: self.compute(inputs, shape.uses)))
+            known = _Pass(inputs, self._recorder.record(partial(self.compute, inputs, shape.uses)))
             self._keep(shape, known)
         else:
             known.inputs.fill(chunks, adapters, tokens)

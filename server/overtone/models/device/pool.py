@@ -6,6 +6,7 @@ is no room, what was used least recently goes.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,10 @@ from overtone.models.device.memory import DeviceMemory
 
 _STAGED = 64
 """Adapters that are packed before a step asks for them, at most: those of requests that wait."""
+_REMEMBERED = 10_000
+"""Adapters of which it is remembered that no kernel here applies them."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +57,7 @@ class DevicePool:
     def __init__(self, packer: Packer, memory: DeviceMemory, accept: Callable[[Packed], bool] = lambda _: True) -> None:
         self._packer, self._memory, self._accept = packer, memory, accept
         self._there: OrderedDict[Hashable, OnDevice] = OrderedDict()  # least recently used first
-        self._unfit: set[Hashable] = set()
+        self._unfit: OrderedDict[Hashable, None] = OrderedDict()
         self._staged: OrderedDict[Hashable, Future[Packed | None]] = OrderedDict()
         self._packing = ThreadPoolExecutor(1, "overtone-pack")  # one: a packer is for one thread at a time
         self._uploads = self._evictions = self._moves = 0
@@ -66,16 +71,18 @@ class DevicePool:
 
     def stage(self, key: Hashable, deltas: AdapterDeltas) -> None:
         """Packs an adapter that a step is going to ask for, meanwhile."""
-        if key in self._there or key in self._unfit or key in self._staged or len(self._staged) >= _STAGED:
+        if key in self._there or key in self._unfit or key in self._staged:
             return
-        self._staged[key] = self._packing.submit(self._packer.pack, deltas)
+        self._staged[key] = self._packing.submit(self._pack, deltas)
+        while len(self._staged) > _STAGED:
+            self._staged.popitem(last=False)
 
     def prefetch(self) -> None:
         """Copies what `stage` has packed since, beside the computing, as far as nothing has to go for it."""
         for key in [key for key, one in self._staged.items() if one.done()]:
             packed = self._staged[key].result()
             if packed is None or not self._accept(packed):
-                self._unfit.add(key)
+                self._refuse(key)
             elif (begin := self._memory.allocate(packed.room)) is not None:
                 self._put(key, begin, packed)
             else:
@@ -93,7 +100,7 @@ class DevicePool:
                 continue
             packed = self._packed(key, deltas)
             if packed is None or not self._accept(packed):
-                self._unfit.add(key)
+                self._refuse(key)
             elif (begin := self._place(packed.room, wanted.keys())) is not None:
                 self._put(key, begin, packed)
         if self._side is not None and self._copied:
@@ -103,7 +110,7 @@ class DevicePool:
 
     def forget(self, key: Hashable) -> None:
         """Frees an adapter, if it is there, that no step will ask for under this key again."""
-        self._unfit.discard(key)
+        self._unfit.pop(key, None)
         if key in self._there:
             self._release(self._there.pop(key))
 
@@ -112,7 +119,19 @@ class DevicePool:
 
     def _packed(self, key: Hashable, deltas: AdapterDeltas) -> Packed | None:
         staged = self._staged.pop(key, None)
-        return (staged or self._packing.submit(self._packer.pack, deltas)).result()
+        return (staged or self._packing.submit(self._pack, deltas)).result()
+
+    def _pack(self, deltas: AdapterDeltas) -> Packed | None:
+        try:
+            return self._packer.pack(deltas)
+        except Exception:
+            log.exception("an adapter cannot be packed for the device; torch's operators apply it")
+            return None
+
+    def _refuse(self, key: Hashable) -> None:
+        self._unfit[key] = None
+        while len(self._unfit) > _REMEMBERED:
+            self._unfit.popitem(last=False)
 
     def _put(self, key: Hashable, begin: int, packed: Packed) -> None:
         self._there[key] = OnDevice(begin, packed)
