@@ -16,7 +16,7 @@ from overtone.errors import ConfigError
 def test_the_defaults_are_sound() -> None:
     config = ServerConfig()
     assert (config.address, config.loopback, config.tls) == ("127.0.0.1:50051", True, False)
-    assert config.kv_cache_bytes == 2048 << 20
+    assert config.kv_cache_mib == 0
     assert config.adapter_memory_bytes == 1024 << 20
     assert config.max_adapter_bytes == 64 << 20
     with pytest.raises(FrozenInstanceError):

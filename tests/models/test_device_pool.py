@@ -97,7 +97,7 @@ def test_extents_lie_where_they_are_said_to() -> None:
     deltas = low_rank("b", 3)
     there = pool.of({"key": deltas})["key"]
     assert there is not None
-    assert there.packed.uses == {Use("pair", "b", 8)}
+    assert there.uses == {Use("pair", "b", 8)}
     assert there.directory("dct") == -1
     words, at = found.words.words, there.directory("pair")
     assert at % ALIGNMENT == 0
@@ -125,6 +125,9 @@ def test_least_recently_used_goes_first_and_never_what_the_step_uses() -> None:
     assert (pool.stats.uploads, pool.stats.evictions) == (3, 1)
     # All three at once do not fit: one is left to torch's operators, and comes in when there is room.
     assert of("u", "w", "v").count(None) == 1
+    evictions = pool.stats.evictions
+    assert of("u", "w", "v").count(None) == 1
+    assert pool.stats.evictions == evictions, "nothing goes for one that has no room even then"
     assert of("v") != [None]
     assert pool.stats.extents == 2
 
@@ -176,7 +179,27 @@ def test_holes_are_joined_around_what_the_step_uses() -> None:
     assert after["x"] is before["x"]
     after |= pool.of({"v": some["v"]})
     assert (pool.stats.uploads, pool.stats.extents) == (5, 3)
-    words = found.words.words
-    for one in after.values():
+    words, packer = found.words.words, Packer(MODULES, Plans(torch.float32, CPU))
+    for name, one in after.items():
+        packed = packer.pack(some.get(name) or low_rank("b", 10))
         assert one is not None
-        assert torch.equal(words[one.begin : one.begin + one.packed.room], one.packed.extent.words)
+        assert packed is not None
+        assert torch.equal(words[one.begin : one.begin + one.room], packed.extent.words)
+
+
+def test_idle_adapters_give_lent_pages_back() -> None:
+    """When a request needs pages, what the last step did not use goes from those that were lent, and no more."""
+    found, cache = memory(adapter_pages=1, least=2)
+    pool = pool_in(found)
+    cache.lends(pool.give_back)
+    some = {name: low_rank("b", 5, seed) for seed, name in enumerate("uvwx")}
+    pool.of(some)
+    assert found.lent == 3
+    pool.of({"v": some["v"]})
+    assert cache.can_allocate(6)
+    assert (found.lent, pool.stats.evictions) == (2, 1)
+    assert not cache.can_allocate(8), "v lies on a page of the cache, and is in use"
+    assert (found.lent, pool.stats.evictions) == (1, 2)
+    pool.of({})
+    assert cache.can_allocate(8)
+    assert (found.lent, pool.stats.extents) == (0, 1)

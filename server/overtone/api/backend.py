@@ -92,6 +92,7 @@ class Backend:
         )
         if device is not None:
             device.memory.bind(self.engine.pages.lend, self.engine.pages.take_back)
+            self.engine.pages.lends(device.pool.give_back)
             metrics.watch_device_pool(lambda: device.pool.stats)
             device.warm_up()
         self.engine.start()

@@ -30,6 +30,7 @@ def cache_bytes(config: ServerConfig, base: BaseModel) -> int:
         return config.kv_cache_mib * MIB
     if base.device.type != "cuda":
         return _ON_CPU
+    torch.cuda.empty_cache()  # loading leaves blocks that torch keeps though nothing lies in them
     free, _ = torch.cuda.mem_get_info(base.device)
     return int(_OF_FREE * free)
 

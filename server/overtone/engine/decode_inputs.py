@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
+import numpy as np
 import torch
 
 from overtone.engine.scheduler import Chunk
@@ -42,33 +42,33 @@ class DecodeInputs:
     ) -> None:
         """The next pass is for these; rows beyond them write nothing and see nothing. tokens: (len(chunks),) int64 on the
         device, each sequence's next token, which is not among its tokens yet."""
-        ahead = 0 if tokens is None else 1
-        places = [chunk.sequence.computed + ahead for chunk in chunks]
-        rest = self.rows - len(chunks)
-        nothing = [0] * rest
-        ids = [_id(chunk) for chunk in chunks] if tokens is None else [0] * len(chunks)
-        columns = [
-            *(ids, nothing),
-            *(places, nothing),
-            *([self._slot(chunk, place) for chunk, place in zip(chunks, places, strict=True)], [-1] * rest),
-            *([place + 1 for place in places], nothing),
-            *chain.from_iterable((directories(adapters, kind), [-1] * rest) for kind in KINDS),
-        ]
-        used = [place // self._page_tokens + 1 for place in places]
-        table = [
-            chunk.sequence.pages[:count] + [0] * (self.pages - count) for chunk, count in zip(chunks, used, strict=True)
-        ]
-        table.append([0] * (rest * self.pages))
-        numbers = torch.tensor(list(chain.from_iterable((*columns, *table))), dtype=torch.int64)
-        if self._all.is_cuda:
-            numbers = numbers.pin_memory()
+        count, ahead = len(chunks), 0 if tokens is None else 1
+        # A new one each time: the copy of the last step may not have been made yet.
+        numbers = torch.zeros(len(self._all), dtype=torch.int64, pin_memory=self._all.is_cuda)
+        columns = numbers.numpy()[: self.rows * _COLUMNS].reshape(_COLUMNS, self.rows)
+        ids, positions, slots, lengths = columns[:_FIXED]
+        slots[count:] = columns[_FIXED:, count:] = -1
+        if count:
+            positions[:count] = [chunk.sequence.computed + ahead for chunk in chunks]
+            lengths[:count] = positions[:count] + 1
+            slots[:count] = self._slots(chunks, positions[:count])
+            columns[_FIXED:, :count] = [directories(adapters, kind) for kind in KINDS]
+        table = numbers.numpy()[self.rows * _COLUMNS :].reshape(self.rows, self.pages)
+        for row, chunk in enumerate(chunks):
+            used = int(positions[row]) // self._page_tokens + 1
+            table[row, :used] = chunk.sequence.pages[:used]
+        if tokens is None and count:
+            ids[:count] = [_id(chunk) for chunk in chunks]
         self._all.copy_(numbers, non_blocking=True)
         if tokens is not None:
-            self.ids[: len(tokens)].copy_(tokens)
+            self.ids[:count].copy_(tokens)
 
-    def _slot(self, chunk: Chunk, place: int) -> int:
-        page = chunk.sequence.pages[place // self._page_tokens]
-        return page * self._page_tokens + place % self._page_tokens
+    def _slots(self, chunks: Sequence[Chunk], places: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
+        size = self._page_tokens
+        return [
+            chunk.sequence.pages[place // size] * size + place % size
+            for chunk, place in zip(chunks, places.tolist(), strict=True)
+        ]
 
 
 def _id(chunk: Chunk) -> int:

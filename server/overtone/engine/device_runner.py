@@ -7,6 +7,7 @@ rows have is data. A batch without adapters runs a pass that has nothing of adap
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from overtone.engine.types import Request
 from overtone.kernels.gpu.attend_decode import SeenKeys
 from overtone.kernels.gpu.layer_configs import greedy_config
 from overtone.kernels.gpu.sample import GreedyRoom, choose_greedy
-from overtone.kernels.gpu.varlen import find_varlen
 from overtone.models.adapter_rows import PATHS, AdapterRows
 from overtone.models.adapter_step import AdapterStep
 from overtone.models.base import BaseModel
@@ -42,10 +42,13 @@ from overtone.models.device.step import DeviceStep, Steps
 from overtone.models.lanes import Segment
 from overtone.models.paged import Span
 
+log = logging.getLogger(__name__)
+
 _SHORT_PAGES = 16
 """The fewest pages that a recorded pass has room for: shorter sequences share it."""
+_LITTLE_MORE = 2
 _RECORDED = 256
-"""Passes that are kept, the least recently used goes: each has the launches of a step, not its memory."""
+"""Passes that are kept, the least recently used goes: each has the launches of a step and its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,7 @@ class DeviceRunner:
         self._operators = Operators(packer.slots, plans, memory.words, base.capability)
         self.pool = DevicePool(packer, memory, self._operators.accept)
         self._sole = SoleAdapter(base)
-        self._recorder = Recorder(base.device)
-        self._varlen = find_varlen() if base.device.type == "cuda" else None
+        self._recorder = Recorder(base.device, bucket_of(config.max_batch))
         self._followed = False
         self._passes: OrderedDict[PassShape, _Pass] = OrderedDict()
         self.paths = Counter(dict.fromkeys(PATHS, 0))
@@ -116,6 +118,17 @@ class DeviceRunner:
     def run(self, plan: StepPlan, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (S + P, vocabulary), as `ModelRunner.run` has them, on the device; valid until the next run. tokens: of a
         plan of decodes alone, see `DecodeInputs.fill`."""
+        try:
+            return self._run(plan, tokens)
+        except torch.OutOfMemoryError:
+            log.warning("out of device memory: what is kept for speed goes, and the step is tried once more")
+            self._sole.give_up()
+            self._passes.clear()
+            self.forget()
+            torch.cuda.empty_cache()
+            return self._run(plan, tokens)
+
+    def _run(self, plan: StepPlan, tokens: torch.Tensor | None) -> torch.Tensor:
         wanted = {_key(one.sequence.request): deltas for one in plan.chunks if (deltas := one.sequence.request.adapter)}
         if self._sole.serves(plan):
             changed = len(next(iter(wanted.values())))
@@ -170,6 +183,7 @@ class DeviceRunner:
         self._count("device", [Run(1, one) for one in adapters])
         pages = max(chunk.sequence.computed + (tokens is not None) for chunk in chunks) // self._config.page_tokens + 1
         shape = PassShape(bucket_of(len(chunks)), max(_SHORT_PAGES, 1 << (pages - 1).bit_length()), uses_of(adapters))
+        shape = self._known_shape(shape)
         known = self._passes.get(shape)
         if known is None:
             inputs = self.inputs_of(shape)
@@ -180,6 +194,20 @@ class DeviceRunner:
             known.inputs.fill(chunks, adapters, tokens)
         self._passes.move_to_end(shape)
         return known.compute()[: len(chunks)]
+
+    def _known_shape(self, shape: PassShape) -> PassShape:
+        """`shape`, or one that there is a pass for and that does little more: records that a row does not have end at
+        once. Else every mix of kinds of adapters would have a pass of its own."""
+        if shape in self._passes or not shape.uses:
+            return shape
+        larger = [
+            one
+            for one in self._passes
+            if (one.rows, one.pages) == (shape.rows, shape.pages)
+            and shape.uses <= one.uses
+            and len(one.uses) <= _LITTLE_MORE * len(shape.uses)
+        ]
+        return min(larger, key=lambda one: len(one.uses), default=shape)
 
     def _keep(self, shape: PassShape, made: _Pass) -> None:
         self._passes[shape] = made
@@ -281,7 +309,7 @@ class DeviceRunner:
     ) -> DevicePaged:
         assert self._base.capability is not None
         cache, windows = self.memory.cache, self._base.windows
-        return DevicePaged(cache, slots, windows, self._base.capability, decoded, longest, chunks, self._varlen)
+        return DevicePaged(cache, slots, windows, self._base.capability, decoded, longest, chunks, self._base.varlen)
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, paged: DevicePaged
@@ -293,7 +321,7 @@ class DeviceRunner:
         return logits
 
     def _count(self, path: str, runs: Sequence[Run]) -> None:
-        self.paths[path] += sum(run.tokens * len(run.adapter.packed.uses) for run in runs if run.adapter is not None)
+        self.paths[path] += sum(run.tokens * len(run.adapter.uses) for run in runs if run.adapter is not None)
 
 
 def _read(both: torch.Tensor) -> tuple[list[int], list[bool]]:

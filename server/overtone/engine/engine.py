@@ -203,16 +203,22 @@ class Engine:
         """Begins the step after `flight`, if it can be said which that is, then tells what `flight` chose."""
         assert self._ahead is not None
         following = None if self._submitted or self._stopping else self._scheduler.look_ahead(flight.plan)
-        try:
-            if following is not None:
+        failure: BaseException | None = None
+        if following is not None:
+            try:
                 choice = self._ahead.choose(self._ahead.run(following, flight.tokens_of(following)))
                 assert choice is not None, "its rows are a part of those before"
                 self._flight = Flight(following, choice)
+            except BaseException as error:
+                failure = error
+        try:
             self._advance(flight.plan, flight.sampled(), events)
             self._failed_steps = 0
         except BaseException as error:
             self._flight = None
             self._fail(flight.plan, error, events)
+        if failure is not None and following is not None:  # the tokens before it stand
+            self._fail(following, failure, events)
         self._report_step(events, flight.plan, started)
 
     def _fail(self, plan: StepPlan, error: BaseException, events: list[Event]) -> None:

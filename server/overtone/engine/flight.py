@@ -54,7 +54,10 @@ class Flight:
         rows = [places[chunk.sequence] for chunk in plan.decodes]
         if rows == list(range(len(places))):
             return self.choice.tokens
-        return self.choice.tokens[torch.tensor(rows, device=self.choice.tokens.device)]
+        at = torch.tensor(rows)
+        if self.choice.tokens.is_cuda:  # a copy from memory that is not pinned would wait for the step under way
+            at = at.pin_memory().to(self.choice.tokens.device, non_blocking=True)
+        return self.choice.tokens[at]
 
 
 def can_fly(plan: StepPlan) -> bool:

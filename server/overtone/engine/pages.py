@@ -43,7 +43,7 @@ class PageAllocator:
 
     def owned_above(self, last: int) -> list[int]:
         """Pages with higher numbers than `last` that somebody owns."""
-        return [page for page in self._owned if page > last]
+        return [page for page in range(last + 1, self.total + 1) if page in self._owned]
 
     def lend(self, count: int) -> bool:
         """Takes the topmost `count` pages out, so that `total` is less; False, and nothing is changed, if one is owned."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from overtone.engine.pages import PageAllocator
@@ -63,6 +63,7 @@ class PrefixCache:
         self._by_page: dict[int, CachedPage] = {}
         self._idle: dict[int, CachedPage] = {}  # listed and without users, least recently used first
         self._queries = self._hits = self._evictions = 0
+        self._reclaim: Callable[[int], None] = lambda _: None
 
     @property
     def total(self) -> int:
@@ -82,7 +83,14 @@ class PrefixCache:
         return self._allocator.pages_for(tokens)
 
     def can_allocate(self, count: int) -> bool:
+        missing = count - self._allocator.available - len(self._idle)
+        if missing > 0:
+            self._reclaim(missing)
         return count <= self._allocator.available + len(self._idle)
+
+    def lends(self, reclaim: Callable[[int], None]) -> None:
+        """Pages may be lent from now on. reclaim: asks for so many of them back, as far as that can be."""
+        self._reclaim = reclaim
 
     def allocate(self, count: int) -> list[int]:
         """Pages with unknown contents, evicting what has to go."""

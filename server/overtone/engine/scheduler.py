@@ -117,8 +117,8 @@ class Scheduler:
     def look_ahead(self, plan: StepPlan) -> StepPlan | None:
         """The step after `plan`, which is under way, before the tokens that it chooses are known: of the sequences that its
         tokens cannot be the last of. None if it cannot be said: there are others, or no pages without preempting."""
-        sequences = [chunk.sequence for chunk in plan.decodes]
-        if plan.prefills or self.load.requests or set(sequences) != set(self.running):
+        sequences = [chunk.sequence for chunk in plan.decodes if chunk.sequence.rank is not None]
+        if plan.prefills or set(sequences) != set(self.running) or self._may_admit:
             return None
         going_on = [s for s in sequences if len(s.output_ids) + 1 < s.request.stopping.max_new_tokens]
         missing = [max(0, self.pages.pages_for(s.num_tokens + 1) - len(s.pages)) for s in going_on]
@@ -179,6 +179,12 @@ class Scheduler:
         while self._full or not self.pages.fits(sequence, found):
             self._preempt(self.running[-1])
         return True
+
+    @property
+    def _may_admit(self) -> bool:
+        """Whether somebody waits whom the next `schedule` might admit."""
+        waiting = [priority for priority, queue in self._queues.items() if queue.first() is not None]
+        return bool(waiting) and not (self._full and not self._below(max(waiting)))
 
     @property
     def _full(self) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 import torch
 
 from overtone.engine.scheduler import StepPlan
-from overtone.errors import UnsupportedModel
 from overtone.kernels import CsrCore
 from overtone.kernels.prepared import PreparedLowRank
 from overtone.models.base import BaseModel
@@ -17,6 +17,10 @@ from overtone.models.device.moved import moved_to
 from overtone.models.merged import MergeCost, MergedWeights, merge_pays
 
 log = logging.getLogger(__name__)
+
+_NEVER = MergeCost(math.inf, 0.0)
+_LEAST_ROOM = 512 << 20
+"""Bytes that stay free, at least."""
 
 
 class SoleAdapter:
@@ -32,11 +36,12 @@ class SoleAdapter:
         self._bytes, self._device = base.dtype.itemsize, base.device
         base.slot.merged = self._weights
         self._key = ""
-        self._tokens, self._costs = 0, list[MergeCost]()
+        self._tokens, self._cost = 0, _NEVER
+        self._merged = False
 
     @property
     def merged(self) -> bool:
-        return self._weights.merged is not None
+        return self._merged
 
     def serves(self, plan: StepPlan) -> bool:
         """Looks at a step that is about to run; whether the weights have its adapter merged, so that nothing is to be
@@ -47,44 +52,52 @@ class SoleAdapter:
         if key != self._key or not key:
             self._begin(key, adapter)
         self._tokens += sum(chunk.length for chunk in plan.chunks)
-        pays = not self.merged and self._costs and merge_pays(self._tokens, self._costs)
-        if pays and adapter is not None and self._fits(adapter):
+        if not self._merged and adapter is not None and merge_pays(self._tokens, [self._cost]):
             self._merge(adapter)
-        return self.merged
+        return self._merged
+
+    def give_up(self) -> None:
+        """The memory is needed: the weights are clean, the copies gone, and this adapter is not merged again."""
+        self._begin(self._key, None)
 
     def _begin(self, key: str, adapter: AdapterDeltas | None) -> None:
-        if self.merged:
+        if self._merged:
             self._weights.unmerge()
             self._weights.forget()
-        self._key, self._tokens = key, 0
-        self._costs = costs_of(adapter, self._modules) if key and adapter is not None else []
+        self._key, self._tokens, self._merged = key, 0, False
+        self._cost = cost_of(adapter, self._modules) if key and adapter is not None else _NEVER
 
     def _merge(self, adapter: AdapterDeltas) -> None:
+        self._merged = self._fits(adapter)
+        if not self._merged:
+            self._cost = _NEVER  # nor will it fit at the next step
+            return
         try:
             self._weights.merge(moved_to(adapter, self._device))
-        except (UnsupportedModel, RuntimeError) as error:  # weights that cannot be overwritten; no memory
+        except Exception as error:  # weights that cannot be overwritten; no memory
             log.warning("an adapter is served beside the weights, not merged into them: %s", error)
-            self._costs = []
+            self._merged, self._cost = False, _NEVER
 
     def _fits(self, adapter: AdapterDeltas) -> bool:
         if self._device.type != "cuda":
             return True
-        needed = self._bytes * sum(p * q for p, q in (self._modules[name] for name in adapter))
-        free, _ = torch.cuda.mem_get_info(self._device)
-        # Beside the copies one layer's change is made in float32.
-        return free > needed + 8 * max(p * q for p, q in (self._modules[name] for name in adapter))
+        sizes = [p * q for p, q in (self._modules[name] for name in adapter)]
+        free, total = torch.cuda.mem_get_info(self._device)
+        # Beside the copies, one layer's change is made in float32, and later steps want room as well.
+        return free > self._bytes * sum(sizes) + 8 * max(sizes) + max(_LEAST_ROOM, total // 32)
 
 
-def costs_of(adapter: AdapterDeltas, modules: Mapping[str, tuple[int, int]]) -> list[MergeCost]:
-    """Of its layers; empty if one has a term whose cost is not known: it is not to be merged."""
-    costs: list[MergeCost] = []
-    for name, delta in adapter.items():
-        for term in delta.terms:
-            cost = _cost(term, modules[name]) if name in modules else None
-            if cost is None:
-                return []
-            costs.append(cost)
-    return costs
+def cost_of(adapter: AdapterDeltas, modules: Mapping[str, tuple[int, int]]) -> MergeCost:
+    """Of all its layers; one that never pays if there is a term whose cost is not known."""
+    costs = [
+        _cost(term, modules[name]) if name in modules else None
+        for name, delta in adapter.items()
+        for term in delta.terms
+    ]
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        return _NEVER
+    return MergeCost(sum(cost.once for cost in known), sum(cost.token for cost in known))
 
 
 def _cost(term: PreparedTerm, shape: tuple[int, int]) -> MergeCost | None:

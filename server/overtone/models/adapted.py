@@ -142,7 +142,8 @@ class AdaptedEmbedding(nn.Module):
         self.name = name
         self.base = base
         self._slot = slot
-        self._scaled = hasattr(base, "embed_scale")
+        # Made once: a number of the host would be copied to the device at each pass.
+        self._scale = _scale(base) if hasattr(base, "embed_scale") else None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -156,7 +157,7 @@ class AdaptedEmbedding(nn.Module):
             return plain
         y = _rows(self.base, ids)
         step.add(ids, Output(self.name, y))
-        return y * _scale(self.base) if self._scaled else y
+        return y if self._scale is None else y * self._scale
 
 
 def _rows(embedding: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:

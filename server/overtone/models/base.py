@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from overtone.models.paged import Paged, PagedBatch, Span
 from overtone.models.support import check_supported, context_tokens
 from overtone.models.tokenizer import TextCodec
 
+if TYPE_CHECKING:  # it needs Triton
+    from overtone.kernels.gpu.varlen import VarlenAttention
+
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,7 +41,8 @@ class BaseModel:
     modules: name -> (p, q) of the linear layers; embeddings: name -> (p, q) = (embedding_dim, num_embeddings); conv1d:
     which of the modules the checkpoint has as Conv1D (GPT-2); windows: one a layer, how many tokens (itself included) a
     token attends to there, None: all before it; deterministic: whether not even the last bit of a token's logits depends on
-    its batch; capability: of the GPU by whose Triton kernels it computes (90: sm_90), None: by other means.
+    its batch; capability: of the GPU by whose Triton kernels it computes (90: sm_90), None: by other means; varlen:
+    torch's attention for prompts there, None: ours.
     """
 
     name: str
@@ -60,6 +64,7 @@ class BaseModel:
     conv1d: AbstractSet[str] = frozenset()
     deterministic: bool = False
     capability: int | None = None
+    varlen: VarlenAttention | None = None
 
     @property
     def num_layers(self) -> int:
@@ -179,7 +184,7 @@ def prepare(
         _make_deterministic(model)
     fuse_layers(model)
     parameter = next(model.parameters())
-    probe.check_paged(model, expected, text.vocab_size, _probed_cache(attends, parameter, slot, capability))
+    varlen = _check(model, expected, text.vocab_size, attends, slot, capability)
     codec = TextCodec(tokenizer)
     return BaseModel(
         name=name,
@@ -201,15 +206,39 @@ def prepare(
         conv1d=conv1d_names,
         deterministic=deterministic,
         capability=capability,
+        varlen=varlen,
     )
 
 
+def _check(
+    model: nn.Module,
+    expected: list[torch.Tensor],
+    vocab_size: int,
+    attends: layout.AttentionLayout,
+    slot: StepSlot,
+    capability: int | None,
+) -> VarlenAttention | None:
+    """Compares the model with `expected` as it is going to be served. Returns torch's own attention if it was part of
+    that."""
+    parameter = next(model.parameters())
+    if capability is None:
+        probe.check_paged(model, expected, vocab_size, _probed_cache(attends, parameter, slot))
+        return None
+    varlen = gpu.torch_attention(parameter.device)
+    try:
+        probe.check_paged(model, expected, vocab_size, gpu.probed_cache(attends, parameter, capability, varlen))
+    except UnsupportedModel as error:
+        if varlen is None:
+            raise
+        log.warning("torch's own attention will not do for this model on this GPU: %s", error)
+        probe.check_paged(model, expected, vocab_size, gpu.probed_cache(attends, parameter, capability, None))
+        return None
+    return varlen
+
+
 def _probed_cache(
-    attends: layout.AttentionLayout, parameter: torch.Tensor, slot: StepSlot, capability: int | None
+    attends: layout.AttentionLayout, parameter: torch.Tensor, slot: StepSlot
 ) -> Callable[[Sequence[Span]], Paged]:
-    """A cache for `probe.check_paged`, of the kind that will be served from."""
-    if capability is not None:
-        return gpu.probed_cache(attends, parameter, capability)
     slots = probe.PAGES * probe.PAGE_TOKENS
     shape = (attends.layers, slots, 2, attends.kv_heads, attends.head_dim)
     cache = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)

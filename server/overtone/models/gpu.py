@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from overtone.kernels.layers import LayerKernels
 from overtone.models.layout import AttentionLayout
 from overtone.models.paged import Paged, Span
+
+if TYPE_CHECKING:
+    from overtone.kernels.gpu.varlen import VarlenAttention
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +45,17 @@ def layer_kernels(capability: int) -> LayerKernels:
     return GpuKernels(capability)
 
 
+def torch_attention(device: torch.device) -> VarlenAttention | None:
+    """torch's own attention for prompts, if this torch has one that may do on this device."""
+    from overtone.kernels.gpu.varlen import find_varlen
+
+    return find_varlen() if device.type == "cuda" else None
+
+
 def probed_cache(
-    attends: AttentionLayout, parameter: torch.Tensor, capability: int
+    attends: AttentionLayout, parameter: torch.Tensor, capability: int, varlen: VarlenAttention | None
 ) -> Callable[[Sequence[Span]], Paged]:
-    """See `overtone.models.probe.check_paged`. parameter: of the model."""
+    """See `overtone.models.probe.check_paged`. parameter: of the model; varlen: torch's own attention, None: ours alone."""
     from overtone.models.device.probing import probed_cache
 
-    return probed_cache(attends, parameter, capability)
+    return probed_cache(attends, parameter, capability, varlen)

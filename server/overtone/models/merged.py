@@ -65,17 +65,24 @@ class MergedWeights:
         self._dense, self._keep = DenseDeltas(frames), keep
         self._clean: dict[str, torch.Tensor] = {}
         self._changed: list[str] = []
-        self._merged: AdapterDeltas | None = None
+        self._merged = False
         self._changing = threading.Lock()
 
     def clean(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight`, which is `name`'s, as it is without what is merged: a copy in the host's memory. Thread-safe."""
         with self._changing:
-            return (self._clean[name] if name in self._changed else weight).to("cpu", copy=True)
+            found = self._clean[name] if name in self._changed else weight
+            if not found.is_cuda:
+                return found.to("cpu", copy=True)
+            # Beside the computing, not between its steps; behind what has changed the weights so far.
+            reading = torch.cuda.Stream(found.device)  # type: ignore[no-untyped-call]
+            reading.wait_stream(torch.cuda.default_stream(found.device))
+            with torch.cuda.stream(reading):
+                return found.to("cpu", copy=True)
 
     @property
-    def merged(self) -> AdapterDeltas | None:
-        """What was merged, None: the weights are clean."""
+    def merged(self) -> bool:
+        """Whether an adapter is; if not, the weights are clean."""
         return self._merged
 
     @property
@@ -110,12 +117,12 @@ class MergedWeights:
             self._unmerge()
             self.forget()  # what fails is mostly for want of memory
             raise
-        self._merged = deltas
+        self._merged = True
 
     def _unmerge(self) -> None:
         for name in self._changed:
             self._weight(name).copy_(self._clean[name])
-        self._changed, self._merged = [], None
+        self._changed, self._merged = [], False
 
     def forget(self) -> None:
         """Drops the clean copies: the next merge makes its own."""

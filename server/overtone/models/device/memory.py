@@ -60,6 +60,16 @@ class DeviceMemory:
         self._lend, self._lent_back = lend, take_back
 
     @property
+    def own_begin(self) -> int:
+        """The first word that is the adapters' own: extents before it lie on lent pages."""
+        return self._pages * self._page_words
+
+    @property
+    def reachable(self) -> int:
+        """Words that are free, or would be if all pages were lent that may be."""
+        return self.extents.free + (self.boundary - self._least) * self._page_words
+
+    @property
     def lent(self) -> int:
         """Pages that the adapters have of the cache."""
         return self._pages - self.boundary

@@ -10,12 +10,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from overtone.models.channels import AdapterDeltas
-from overtone.models.device.extents import Packed, Packer
+from overtone.models.device.extents import Packed, Packer, Use
 from overtone.models.device.memory import DeviceMemory
 
 _STAGED = 64
@@ -28,14 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnDevice:
-    """An adapter in device memory. begin: its extent's first word; packed: what lies there."""
+    """An adapter in device memory. begin: its extent's first word; room: its words; directories: of each kind, counted from
+    there."""
 
     begin: int
-    packed: Packed
+    room: int
+    directories: Mapping[str, int]
+    uses: frozenset[Use]
 
     def directory(self, kind: str) -> int:
         """The word where the directory of a kind begins, -1: it has no such records."""
-        at = self.packed.extent.directories.get(kind)
+        at = self.directories.get(kind)
         return -1 if at is None else self.begin + at
 
 
@@ -57,56 +60,73 @@ class DevicePool:
     def __init__(self, packer: Packer, memory: DeviceMemory, accept: Callable[[Packed], bool] = lambda _: True) -> None:
         self._packer, self._memory, self._accept = packer, memory, accept
         self._there: OrderedDict[Hashable, OnDevice] = OrderedDict()  # least recently used first
+        self._using: Set[Hashable] = frozenset()  # by the last step
         self._unfit: OrderedDict[Hashable, None] = OrderedDict()
         self._staged: OrderedDict[Hashable, Future[Packed | None]] = OrderedDict()
         self._packing = ThreadPoolExecutor(1, "overtone-pack")  # one: a packer is for one thread at a time
         self._uploads = self._evictions = self._moves = 0
-        self._freed = self._copied = False
+        # freed: something lies open that a step under way may read or write; copied: the side stream has work that the
+        # computing one has not waited for; crowded: nothing was freed since something found no room.
+        self._freed = self._copied = self._crowded = False
         device = memory.words.words.device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def stats(self) -> PoolStats:
-        return PoolStats(len(self._there), 4 * self._memory.extents.used, self._uploads, self._evictions, self._moves)
+        taken = 4 * self._memory.extents.used
+        return PoolStats(len(self._there), taken, self._uploads, self._evictions, self._moves)
 
     def stage(self, key: Hashable, deltas: AdapterDeltas) -> None:
         """Packs an adapter that a step is going to ask for, meanwhile."""
         if key in self._there or key in self._unfit or key in self._staged:
             return
+        if len(self._staged) >= _STAGED:
+            # What is packed and has found no room yet may belong to a request that is gone.
+            packed = next((known for known, one in self._staged.items() if one.done()), None)
+            if packed is None:
+                return
+            del self._staged[packed]
         self._staged[key] = self._packing.submit(self._pack, deltas)
-        while len(self._staged) > _STAGED:
-            self._staged.popitem(last=False)
 
     def prefetch(self) -> None:
         """Copies what `stage` has packed since, beside the computing, as far as nothing has to go for it."""
         for key in [key for key, one in self._staged.items() if one.done()]:
-            packed = self._staged[key].result()
-            if packed is None or not self._accept(packed):
-                self._refuse(key)
-            elif (begin := self._memory.allocate(packed.room)) is not None:
-                self._put(key, begin, packed)
-            else:
+            if self._crowded:
+                return
+            future = self._staged.pop(key)
+            packed = future.result()
+            if not self._fits(key, packed) or packed is None:
                 continue
-            del self._staged[key]
+            begin = self._allocate(packed.room)
+            if begin is None:
+                self._crowded = True
+                self._staged[key] = future
+            else:
+                self._put(key, begin, packed)
 
     def of(self, wanted: Mapping[Hashable, AdapterDeltas]) -> dict[Hashable, OnDevice | None]:
         """The adapters of one step, in device memory once the current stream gets there. None for those that torch's
         operators have to apply: they have terms that no kernel here applies, or do not fit beside the step's others."""
+        self._using = wanted.keys()
         for key in wanted:
             if key in self._there:
                 self._there.move_to_end(key)
         for key, deltas in wanted.items():
-            if key in self._there or key in self._unfit:
-                continue
-            packed = self._packed(key, deltas)
-            if packed is None or not self._accept(packed):
-                self._refuse(key)
-            elif (begin := self._place(packed.room, wanted.keys())) is not None:
-                self._put(key, begin, packed)
-        if self._side is not None and self._copied:
-            torch.cuda.current_stream().wait_stream(self._side)
-            self._copied = False
+            if key not in self._there and key not in self._unfit:
+                self._bring(key, deltas)
+        self._see_copies()
         return {key: self._there.get(key) for key in wanted}
+
+    def give_back(self, pages: int) -> None:
+        """Evicts adapters from pages that the KV cache has lent, the lowest first, until it has `pages` more or the last
+        step used the next."""
+        until = self._memory.boundary + pages
+        for begin, key in sorted(((one.begin, key) for key, one in self._there.items()), key=lambda one: one[0]):
+            enough = self._memory.boundary >= until or begin >= self._memory.own_begin
+            if enough or key in self._using:
+                return
+            self._release(self._there.pop(key))
+            self._evictions += 1
 
     def forget(self, key: Hashable) -> None:
         """Frees an adapter, if it is there, that no step will ask for under this key again."""
@@ -117,24 +137,41 @@ class DevicePool:
     def close(self) -> None:
         self._packing.shutdown(cancel_futures=True)
 
-    def _packed(self, key: Hashable, deltas: AdapterDeltas) -> Packed | None:
-        staged = self._staged.pop(key, None)
-        return (staged or self._packing.submit(self._pack, deltas)).result()
+    def _bring(self, key: Hashable, deltas: AdapterDeltas) -> None:
+        future = self._staged.pop(key, None) or self._packing.submit(self._pack, deltas)
+        packed = future.result()
+        if not self._fits(key, packed) or packed is None:
+            return
+        begin = self._place(packed.room)
+        if begin is None:
+            self._staged[key] = future  # for the next step
+        else:
+            self._put(key, begin, packed)
+
+    def _fits(self, key: Hashable, packed: Packed | None) -> bool:
+        """Whether the kernels can apply it; if not, that is remembered."""
+        try:
+            if packed is not None and self._accept(packed):
+                return True
+        except Exception:  # no memory for what it shares, say: it costs this adapter its speed only
+            log.exception("an adapter cannot be brought to the device; torch's operators apply it")
+        self._unfit[key] = None
+        while len(self._unfit) > _REMEMBERED:
+            self._unfit.popitem(last=False)
+        return False
 
     def _pack(self, deltas: AdapterDeltas) -> Packed | None:
         try:
-            return self._packer.pack(deltas)
+            packed = self._packer.pack(deltas)
+            if packed is None or self._side is None:
+                return packed
+            return replace(packed, extent=replace(packed.extent, words=packed.extent.words.pin_memory()))
         except Exception:
             log.exception("an adapter cannot be packed for the device; torch's operators apply it")
             return None
 
-    def _refuse(self, key: Hashable) -> None:
-        self._unfit[key] = None
-        while len(self._unfit) > _REMEMBERED:
-            self._unfit.popitem(last=False)
-
     def _put(self, key: Hashable, begin: int, packed: Packed) -> None:
-        self._there[key] = OnDevice(begin, packed)
+        self._there[key] = OnDevice(begin, packed.room, packed.extent.directories, packed.uses)
         self._uploads += 1
         words = packed.extent.words
         to = self._memory.words.words[begin : begin + len(words)]
@@ -142,41 +179,61 @@ class DevicePool:
             to.copy_(words)
             return
         if self._freed:
-            # What lay there before may be read by a step that is still under way.
+            # What lay there before may be read, or written, by a step that is still under way.
             self._side.wait_stream(torch.cuda.current_stream())
             self._freed = False
         with torch.cuda.stream(self._side):
-            to.copy_(words.pin_memory(), non_blocking=True)
+            to.copy_(words, non_blocking=True)
         self._copied = True
 
-    def _place(self, words: int, keep: Set[Hashable]) -> int | None:
-        """Room for an extent, evicting what `keep` has not, least recently used first."""
-        while (begin := self._memory.allocate(words)) is None:
-            if self._memory.extents.free >= words and self._move_together(keep):
-                continue
-            key = next((key for key in self._there if key not in keep), None)
-            if key is None:
-                return None
-            self._release(self._there.pop(key))
-            self._evictions += 1
+    def _see_copies(self) -> None:
+        """What the current stream does from here on comes after the copies so far."""
+        if self._side is not None and self._copied:
+            torch.cuda.current_stream().wait_stream(self._side)
+            self._copied = False
+
+    def _allocate(self, words: int) -> int | None:
+        boundary = self._memory.boundary
+        begin = self._memory.allocate(words)
+        if self._memory.boundary != boundary:
+            self._freed = True  # a page that was lent may be one of a step under way
         return begin
 
-    def _move_together(self, keep: Set[Hashable]) -> bool:
-        """Moves extents up, as far as those that `keep` has let them; whether any was moved. In the stream that computes:
+    def _place(self, words: int) -> int | None:
+        """Room for an extent, evicting what the step does not use, least recently used first, if that is enough."""
+        if (begin := self._allocate(words)) is not None:
+            return begin
+        idle = [key for key in self._there if key not in self._using]
+        reachable = self._memory.reachable + sum(self._there[key].room for key in idle)
+        while reachable >= words:
+            if self._memory.extents.free >= words and self._move_together():
+                pass
+            elif idle:
+                self._release(self._there.pop(idle.pop(0)))
+                self._evictions += 1
+            else:
+                break
+            if (begin := self._allocate(words)) is not None:
+                return begin
+        return None
+
+    def _move_together(self) -> bool:
+        """Moves extents up, as far as those that the step uses let them; whether any was moved. In the stream that computes:
         after the steps that read them where they were, before those that read them where they are."""
+        self._see_copies()
         moved = False
-        movable = [(one.begin, key) for key, one in self._there.items() if key not in keep]
+        movable = [(one.begin, key) for key, one in self._there.items() if key not in self._using]
         for begin, key in sorted(movable, key=lambda one: -one[0]):
-            packed = self._there[key].packed
-            to = self._memory.move_up(begin, packed.room)
+            one = self._there[key]
+            to = self._memory.move_up(begin, one.room)
             if to != begin:
                 words = self._memory.words.words
-                words[to : to + packed.room] = words[begin : begin + packed.room].clone()
-                self._there[key] = OnDevice(to, packed)
+                words[to : to + one.room] = words[begin : begin + one.room].clone()
+                self._there[key] = replace(one, begin=to)
                 self._moves += 1
                 moved = self._freed = True
         return moved
 
     def _release(self, gone: OnDevice) -> None:
         self._memory.release(gone.begin)
-        self._freed = True
+        self._freed, self._crowded = True, False

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from overtone.kernels.gpu.attend_decode import SeenKeys
 
+from overtone.kernels.gpu.attend_decode import SeenKeys
+from overtone.kernels.gpu.varlen import VarlenAttention
 from overtone.models.device.paged import DevicePaged, chunks_of
 from overtone.models.layout import AttentionLayout
 from overtone.models.paged import Paged, Span
@@ -14,7 +15,7 @@ from overtone.models.probe import PAGE_TOKENS, PAGES
 
 
 def probed_cache(
-    attends: AttentionLayout, parameter: torch.Tensor, capability: int
+    attends: AttentionLayout, parameter: torch.Tensor, capability: int, varlen: VarlenAttention | None
 ) -> Callable[[Sequence[Span]], Paged]:
     shape = (PAGES, attends.layers, PAGE_TOKENS, 2, attends.kv_heads, attends.head_dim)
     cache = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
@@ -30,6 +31,7 @@ def probed_cache(
             decoded=_seen(singles, cache.device),
             longest=PAGES * PAGE_TOKENS,
             chunks=chunks_of(spans[len(singles) :], cache.device),
+            varlen=varlen,
         )
 
     return place

@@ -36,7 +36,7 @@ class KindRows:
 
 def uses_of(adapters: Iterable[OnDevice | None]) -> frozenset[Use]:
     """What any of them changes, and how."""
-    return frozenset(chain.from_iterable({one.packed.uses for one in adapters if one is not None}))
+    return frozenset(chain.from_iterable({one.uses for one in adapters if one is not None}))
 
 
 def kinds_of(uses: Iterable[Use]) -> Mapping[str, Mapping[str, int]]:
