@@ -43,26 +43,30 @@ class FakeModel:
 
     def __call__(self, plan: StepPlan) -> torch.Tensor:
         self.plans.append(plan)
-        size = self._page_tokens
-        for page in plan.fresh_pages:
-            self._slots[page * size : (page + 1) * size] = [None] * size
+        self.clear(plan.fresh_pages)
         for chunk in plan.chunks:
             sequence = chunk.sequence
             start, stop = sequence.computed, sequence.computed + chunk.length
             for position, token in zip(range(start, stop), sequence.token_slice(start, stop), strict=True):
-                slot = sequence.pages[position // size] * size + position % size
-                assert self._slots[slot] is None, "a slot is written twice or its page was not announced as fresh"
-                self._slots[slot] = token
+                self.write(sequence.pages, position, token)
         rows = [
-            self._answer(chunk.sequence.pages, chunk.sequence.num_tokens) for chunk in plan.chunks if chunk.completes
+            self.answer(chunk.sequence.pages, chunk.sequence.num_tokens) for chunk in plan.chunks if chunk.completes
         ]
         for chunk in plan.prefills:
-            rows += [
-                self._answer(chunk.sequence.pages, chunk.sequence.computed + row + 1) for row in prompt_rows(chunk)
-            ]
+            rows += [self.answer(chunk.sequence.pages, chunk.sequence.computed + row + 1) for row in prompt_rows(chunk)]
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
-    def _answer(self, pages: Sequence[int], length: int) -> torch.Tensor:
+    def clear(self, pages: Sequence[int]) -> None:
+        size = self._page_tokens
+        for page in pages:
+            self._slots[page * size : (page + 1) * size] = [None] * size
+
+    def write(self, pages: Sequence[int], position: int, token: int) -> None:
+        slot = pages[position // self._page_tokens] * self._page_tokens + position % self._page_tokens
+        assert self._slots[slot] is None, "a slot is written twice or its page was not announced as fresh"
+        self._slots[slot] = token
+
+    def answer(self, pages: Sequence[int], length: int) -> torch.Tensor:
         size = self._page_tokens
         tokens = [self._slots[pages[i // size] * size + i % size] for i in range(length)]
         assert None not in tokens, "a token was never computed"

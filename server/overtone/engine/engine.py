@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceABC
 
 import torch
@@ -212,7 +212,7 @@ class Engine:
             except BaseException as error:
                 failure = error
         try:
-            self._advance(flight.plan, flight.sampled(), events)
+            self._advance(flight.plan, zip(flight.sequences, flight.sampled(), strict=True), events)
             self._failed_steps = 0
         except BaseException as error:
             self._flight = None
@@ -273,12 +273,11 @@ class Engine:
         completed = [chunk.sequence for chunk in plan.chunks if chunk.completes]
         sampled = sample(logits[: len(completed)], completed, self._eos)
         take_prompt_logprobs(plan, logits[len(completed) :])
-        self._advance(plan, sampled, events)
+        self._advance(plan, zip(completed, sampled, strict=True), events)
 
-    def _advance(self, plan: StepPlan, choices: list[Sampled], events: list[Event]) -> None:
-        """choices: of the chunks that complete. What has ended since the step was begun is passed over."""
-        completed = [chunk.sequence for chunk in plan.chunks if chunk.completes]
-        chosen = [(s, choice) for s, choice in zip(completed, choices, strict=True) if s.rank is not None]
+    def _advance(self, plan: StepPlan, choices: Iterable[tuple[Sequence, Sampled]], events: list[Event]) -> None:
+        """choices: of the sequences whose chunks complete. What has ended since the step was begun is passed over."""
+        chosen = [(sequence, choice) for sequence, choice in choices if sequence.rank is not None]
         unsound = {sequence for sequence, choice in chosen if choice.token_id is None}
         for sequence in unsound:
             self._scheduler.pages.withdraw(sequence)

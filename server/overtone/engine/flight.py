@@ -10,6 +10,7 @@ import torch
 
 from overtone.engine.sampler import Sampled, not_finite, plainly_greedy
 from overtone.engine.scheduler import StepPlan
+from overtone.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +40,11 @@ class Flight:
 
     plan: StepPlan
     choice: Choice
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Whose tokens are chosen; some may have ended since."""
+        return [chunk.sequence for chunk in self.plan.decodes]
 
     def sampled(self) -> list[Sampled]:
         """What the device chose; waits for it."""
