@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from overtone.errors import UnsupportedModel
+from overtone.models.opaque import activations_of
 from overtone.models.paged import Paged, Span
 
 PAGE_TOKENS, PAGES = 8, 6
@@ -47,7 +48,7 @@ def check_paged(
 ) -> None:
     """Raises `UnsupportedModel` unless packed steps give `expected`. place: spans, decoded tokens first, in a cache of
     `PAGES` pages of `PAGE_TOKENS`, the same one each time."""
-    parameter = next(model.parameters())
+    parameter = activations_of(model)
     # Each step: (sequence, first token, end); a step's decode comes first.
     steps = [[(0, 0, 10), (1, 0, 12)], [(1, 12, 13), (0, 10, 18)], [(0, 18, 19)]]
     for step in steps:
