@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.runner import ModelRunner
 from overtone.errors import ConfigError, UnsupportedModel
+from overtone.models import probe
 from overtone.models.adapted import adaptable_modules
 from overtone.models.base import fingerprint_of, load_base_model, prepare
 from overtone.models.merged import MergedWeights
@@ -212,6 +213,36 @@ def test_answers_are_memory_of_their_own() -> None:
     assert narrow(x.half()).dtype is torch.float16
 
 
+class _Rounding(ByteLinear):
+    """Rounds its input to 8 bits too, as kernels that multiply bytes do, here with one step for all rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        step = x.abs().max() / 127
+        return super().forward((x / step).round() * step)
+
+
+def test_layers_that_round_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What differs a little beforehand may differ by a step afterwards, and is no reason to refuse a model."""
+    assert OpaqueLinear(_Rounding(nn.Linear(64, 48)), torch.zeros(1)).rounds
+    for dtype in (torch.float32, torch.bfloat16):
+        like = torch.zeros(1, dtype=dtype)
+        assert not OpaqueLinear(ByteLinear(nn.Linear(64, 48, bias=False)), like).rounds
+
+    def model() -> Any:
+        made = tiny_model()
+        for name, one in list(made.named_modules()):
+            if name.endswith("down_proj"):
+                made.set_submodule(name, _Rounding(one))
+        return made
+
+    base = prepare(model(), tiny_tokenizer(), "tiny")
+    name = "model.layers.0.mlp.down_proj"
+    torch.testing.assert_close(base.weight(name), model().get_submodule(name).dense(), rtol=0, atol=1e-5)
+    monkeypatch.setattr(probe, "_COARSE", 1e-3)
+    with pytest.raises(UnsupportedModel, match="differently"):
+        prepare(model(), tiny_tokenizer(), "tiny")
+
+
 class _Noise(ByteLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x).roll(int(len(x) == 4), -1)
@@ -220,6 +251,48 @@ class _Noise(ByteLinear):
 def test_a_weight_that_the_layer_does_not_confirm_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="cannot be found out"):
         OpaqueLinear(_Noise(nn.Linear(8, 6)), torch.zeros(1)).weight()
+
+
+def _bitsandbytes(layer: nn.Linear) -> nn.Module:
+    import bitsandbytes
+
+    made = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, layer.bias is not None, torch.float32, quant_type="nf4"
+    )
+    made.load_state_dict(layer.state_dict())
+    return made.to("cpu").requires_grad_(False)
+
+
+def _torchao(layer: nn.Linear) -> nn.Module:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(layer, Int8WeightOnlyConfig())
+    return layer
+
+
+@pytest.mark.parametrize("make", [_bitsandbytes, _torchao])
+def test_quantisers_themselves(make: Callable[[nn.Linear], nn.Module], tmp_path: Path) -> None:
+    """Where they are installed."""
+    pytest.importorskip(make.__name__.removeprefix("_"))
+    model = tiny_model()
+    for name, one in list(model.named_modules()):
+        if type(one) is nn.Linear and name not in HEADS:
+            model.set_submodule(name, make(one))
+    base = prepare(model, tiny_tokenizer(), "tiny")
+    assert base.model.get_submodule("model.layers.0.mlp.up_proj").opaque
+    plain = tiny_model()
+    for name in base.modules:
+        plain.get_submodule(name).weight = nn.Parameter(base.weight(name), requires_grad=False)
+    reference = MergedReference(plain)
+    config = peft_config("LoraConfig", r=3, lora_alpha=4, use_dora=True, target_modules=["q_proj", "down_proj"])
+    folder = peft_folder(tmp_path / "dora", plain, config)
+    deltas = make_resident(
+        "d", "dora", parse_adapter(adapter_files(folder), ParserContext(describe(base))).deltas
+    ).deltas
+    ids = list(range(3, 15))
+    found = step_logits(base, [(ids, deltas), (ids, None)])
+    expected = torch.stack([reference.logits(path, ids)[-1] for path in (folder, None)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_missing_library(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ class AdaptedLinear(nn.Module):
         return self.linear.layout == "opaque"
 
     @property
+    def coarse(self) -> bool:
+        """Whether it rounds its input, not yet joined with others."""
+        return isinstance(self.linear, OpaqueLinear) and self.linear.rounds
+
+    @property
     def own_weight(self) -> torch.Tensor:
         """(p, q), the memory itself (`PackedLinear.own_weight`)."""
         return self.linear.own_weight(self._index)

@@ -185,9 +185,11 @@ def prepare(
     wrap_layers(model, [*modules, *embeddings], slot)
     if deterministic:
         _make_deterministic(model)
+    coarse = any(isinstance(one, AdaptedLinear) and one.coarse for one in model.modules())
     fuse_layers(model)
     parameter = activations_of(model)
-    probe.check_paged(model, expected, text.vocab_size, _probed_cache(attends, parameter, slot, capability))
+    cache = _probed_cache(attends, parameter, slot, capability)
+    probe.check_paged(model, expected, text.vocab_size, cache, coarse=coarse)
     codec = TextCodec(tokenizer)
     return BaseModel(
         name=name,

@@ -27,7 +27,8 @@ _NOISE = 0.1
 class OpaqueLinear:
     """One such layer behind the interface of `PackedLinear`: x (..., q) -> y (..., p), which may be changed in place.
 
-    like: a tensor of the activations' dtype, on their device.
+    like: a tensor of the activations' dtype, on their device. rounds: whether the layer rounds its input further than that:
+    what differs in the last bit may then differ by a step of its own.
     """
 
     layout: ClassVar[str] = "opaque"
@@ -39,6 +40,7 @@ class OpaqueLinear:
         self.out_features: int = layer.out_features
         self.bounds = [(0, self.out_features)]
         self._layer, self._dtype, self._device = layer, like.dtype, like.device
+        self.rounds = _rounds_input(layer, like)
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -161,13 +163,25 @@ def _holds_packed_numbers(module: nn.Module) -> bool:
 @torch.inference_mode()
 def _is_linear_map(module: Any, like: torch.Tensor) -> bool:
     """By the shape of f(x), and by f(2 x) - b = 2 (f(x) - b): what is quantised by its largest value scales exactly."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, _ROWS, module.in_features, generator=generator).to(like)
+    x = _random_rows(module, like)
     once, twice = module(x), module(2 * x)
     if not isinstance(once, torch.Tensor) or once.shape != (1, _ROWS, module.out_features):
         return False
     once, twice = (without_bias(module, y.float()) for y in (once, twice))
     return bool((twice - 2 * once).norm() <= _NOISE * twice.norm())
+
+
+@torch.inference_mode()
+def _rounds_input(module: Any, like: torch.Tensor) -> bool:
+    """By f(x) + f(z) = f(x + z), b left out, which holds up to the dtype's own rounding otherwise."""
+    x = _random_rows(module, like)
+    y, flipped, together = (without_bias(module, module(one).float()) for one in (x, x.flip(1), x + x.flip(1)))
+    limit = max(1e-5, 2 * torch.finfo(like.dtype).eps)
+    return not bool((y + flipped - together).norm() <= limit * y.norm())
+
+
+def _random_rows(module: Any, like: torch.Tensor) -> torch.Tensor:
+    return torch.randn(1, _ROWS, module.in_features, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def activations_of(model: nn.Module) -> torch.Tensor:
