@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from overtone.adapters import ParserContext, parse_adapter
@@ -241,6 +242,37 @@ def test_layers_that_round_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_COARSE", 1e-3)
     with pytest.raises(UnsupportedModel, match="differently"):
         prepare(model(), tiny_tokenizer(), "tiny")
+
+
+class _BlockLinear(nn.Linear):
+    """transformers' FP8 layer: a scale for each block, the last ones cut off. Blocks of zeros in its input make it divide by
+    zero, so that unit vectors tell nothing."""
+
+    def __init__(self, block_size: tuple[int, int] | None) -> None:
+        super().__init__(10, 6)
+        generator = torch.Generator().manual_seed(2)
+        self.block_size = block_size
+        self.weight = nn.Parameter(self.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+        sizes = () if block_size is None else (-(-6 // block_size[0]), -(-10 // block_size[1]))
+        self.weight_scale_inv = nn.Parameter(torch.rand(sizes, generator=generator) + 0.5, requires_grad=False)
+
+    def dense(self) -> torch.Tensor:
+        if self.block_size is None:
+            return self.weight.float() * self.weight_scale_inv
+        rows, columns = (torch.arange(n) // size for n, size in zip((6, 10), self.block_size, strict=True))
+        return self.weight.float() * self.weight_scale_inv[rows][:, columns]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x[..., :4].abs().amax(-1, keepdim=True)
+        return F.linear(x / scale, self.dense()) * scale + self.bias
+
+
+@pytest.mark.parametrize("block_size", [None, (4, 4)])
+def test_blocks_of_fp8(block_size: tuple[int, int] | None) -> None:
+    layer, like = _BlockLinear(block_size), torch.zeros(1)
+    assert is_opaque("x", layer, like)
+    torch.testing.assert_close(OpaqueLinear(layer, like).weight(), layer.dense())
+    assert len(fingerprint_of(layer)) == 64
 
 
 class _Noise(ByteLinear):
