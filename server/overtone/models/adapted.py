@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import nn
 from overtone.kernels.layers import LayerKernels
 from overtone.kernels.native import NativeKernels
 from overtone.models.adapter_rows import AddsAdapters, Output
+from overtone.models.opaque import OpaqueLinear, SideBySide, activations_of, is_opaque, is_plain
 from overtone.models.packed import PackedLinear
 
 
@@ -53,26 +54,25 @@ class StepSlot:
 class AdaptedLinear(nn.Module):
     """A linear layer whose output each request's adapter may change. Without an adapter in the batch it is the layer.
 
-    Its weight lies in `linear`, packed, alone or with other layers' that have the same input (`join`).
+    Its weight lies in `linear`, packed, alone or with other layers' that have the same input (`join`); a quantised layer is
+    `linear` itself.
     """
 
-    def __init__(self, name: str, base: nn.Linear, slot: StepSlot, *, is_head: bool = False) -> None:
+    def __init__(self, name: str, base: nn.Linear | OpaqueLinear, slot: StepSlot, *, is_head: bool = False) -> None:
         super().__init__()
         self.name = name
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.linear = PackedLinear(
-            [base.weight], [base.bias], blocks=slot.deterministic, native=slot.native, plain=slot.device is not None
+        self.linear: PackedLinear | OpaqueLinear | SideBySide = (
+            base if isinstance(base, OpaqueLinear) else _packed(base, slot)
         )
         self._index = 0
         self._slot = slot
         self._is_head = is_head
 
     @staticmethod
-    def join(layers: Sequence[AdaptedLinear]) -> PackedLinear:
-        """One product for all of `layers`, which from then on share it."""
-        first = layers[0].linear
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        joined = PackedLinear(weights, biases, blocks=first.blocks, native=first.native, plain=first.plain)
+    def join(layers: Sequence[AdaptedLinear]) -> PackedLinear | SideBySide:
+        """One product for all of `layers`, which from then on share it; of quantised ones, their products in one tensor."""
+        joined = _joined([layer.linear for layer in layers])
         for index, layer in enumerate(layers):
             layer.linear, layer._index = joined, index
         return joined
@@ -81,6 +81,16 @@ class AdaptedLinear(nn.Module):
     def weight(self) -> torch.Tensor:
         """(p, q), unpacked."""
         return self.linear.weight(self._index)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether it is quantised: its weight is dequantised for who asks, and nothing can be merged into it."""
+        return self.linear.layout == "opaque"
+
+    @property
+    def coarse(self) -> bool:
+        """Whether it rounds its input, not yet joined with others."""
+        return isinstance(self.linear, OpaqueLinear) and self.linear.rounds
 
     @property
     def own_weight(self) -> torch.Tensor:
@@ -112,7 +122,11 @@ class AdaptedLinear(nn.Module):
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """forward(x) + residual, in an order of sums that neighbours' adapters do not decide if `deterministic`."""
         step = self._step
-        if self.linear.blocks or (step is not None and step.reads_output(self.name)):
+        if (
+            isinstance(self.linear, SideBySide)
+            or self.linear.blocks
+            or (step is not None and step.reads_output(self.name))
+        ):
             changed: torch.Tensor = residual + self(x)
             return changed
         y = self.linear.plus(x, residual)
@@ -129,6 +143,20 @@ class AdaptedLinear(nn.Module):
             parts = (y[..., start:stop] for start, stop in first.linear.bounds)
             step.add(x, *(Output(one.name, part, one.bias) for one, part in zip(layers, parts, strict=True)))
         return y
+
+
+def _packed(layer: nn.Linear, slot: StepSlot) -> PackedLinear:
+    return PackedLinear(
+        [layer.weight], [layer.bias], blocks=slot.deterministic, native=slot.native, plain=slot.device is not None
+    )
+
+
+def _joined(linears: Sequence[PackedLinear | OpaqueLinear | SideBySide]) -> PackedLinear | SideBySide:
+    packed = [one for one in linears if isinstance(one, PackedLinear)]
+    if len(packed) < len(linears):
+        return SideBySide(linears)
+    weights, biases, first = [one.weight() for one in packed], [one.bias for one in packed], packed[0]
+    return PackedLinear(weights, biases, blocks=first.blocks, native=first.native, plain=first.plain)
 
 
 class AdaptedEmbedding(nn.Module):
@@ -183,12 +211,13 @@ def _only_scales(embedding: nn.Embedding) -> bool:
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name -> (p, q) of the linear layers, which adapters may change."""
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear
-    }
+    """Name -> (p, q) of the linear layers, quantised ones too, which adapters may change."""
+    like, found = activations_of(model), dict[str, tuple[int, int]]()
+    for name, module in model.named_modules():
+        if is_plain(module) or is_opaque(name, module, like):
+            layer: Any = module
+            found[name] = (layer.out_features, layer.in_features)
+    return found
 
 
 def adaptable_embeddings(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -203,7 +232,7 @@ def adaptable_embeddings(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 def wrap_layers(model: nn.Module, names: Sequence[str], slot: StepSlot) -> None:
     """Replaces each named linear layer or embedding by its adapted form around it."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head, like = getattr(model, "get_output_embeddings", lambda: None)(), activations_of(model)
     for name in names:
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
@@ -211,4 +240,5 @@ def wrap_layers(model: nn.Module, names: Sequence[str], slot: StepSlot) -> None:
         if isinstance(layer, nn.Embedding):
             setattr(parent, child, AdaptedEmbedding(name, layer, slot))
         else:
-            setattr(parent, child, AdaptedLinear(name, layer, slot, is_head=layer is head))
+            base = layer if is_plain(layer) else OpaqueLinear(layer, like)
+            setattr(parent, child, AdaptedLinear(name, base, slot, is_head=layer is head))

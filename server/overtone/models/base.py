@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from overtone.errors import ConfigError, UnsupportedModel
 from overtone.kernels import FrameBank
 from overtone.kernels.native import native_kernels
 from overtone.models import attention, blocks, conv1d, gguf, gpu, layout, probe
-from overtone.models.adapted import StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
+from overtone.models.adapted import AdaptedLinear, StepSlot, adaptable_embeddings, adaptable_modules, wrap_layers
+from overtone.models.fingerprint import fingerprint_of
 from overtone.models.fused_layer import fuse_layers
+from overtone.models.opaque import activations_of
 from overtone.models.paged import Paged, PagedBatch, Span
 from overtone.models.support import check_supported, context_tokens
 from overtone.models.tokenizer import TextCodec
@@ -31,7 +33,6 @@ if TYPE_CHECKING:  # it needs Triton
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FINGERPRINT_SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,18 @@ def load_base_model(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_supported(config)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        quantised = getattr(config, "quantization_config", None) is not None
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=torch_dtype, trust_remote_code=False
+            source,
+            config=config,
+            dtype=torch_dtype,
+            trust_remote_code=False,
+            device_map={"": _place(torch_device)} if quantised else None,
         )
+        if not quantised:  # those are where they are to be, and some cannot be moved
+            model = model.to(torch_device)
     capability = None if deterministic else gpu.capability_of(torch_device)
-    return prepare(
-        model.to(torch_device), tokenizer, name, deterministic=deterministic, native=native, capability=capability
-    )
+    return prepare(model, tokenizer, name, deterministic=deterministic, native=native, capability=capability)
 
 
 def model_source(name: str, cache: Path) -> str:
@@ -140,11 +146,14 @@ def model_source(name: str, cache: Path) -> str:
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """transformers raises OSError and ValueError for whatever is wrong with a model's files."""
+    """transformers raises OSError and ValueError for whatever is wrong with a model's files, ImportError for a quantiser's
+    library that is missing, and RuntimeError if that is not for this machine."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"cannot load the model {name!r}: {first_line}", field="model") from error
 
 
@@ -172,7 +181,7 @@ def prepare(
     modules, embeddings = adaptable_modules(model), adaptable_embeddings(model)
     attends = layout.layout_of(model, text.num_hidden_layers)
     expected = probe.own_logits(model, text.vocab_size)
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = activations_of(model).device.type == "cpu"
     slot = StepSlot(
         deterministic=deterministic,
         native=native_kernels() if native and on_cpu and capability is None else None,
@@ -182,9 +191,11 @@ def prepare(
     wrap_layers(model, [*modules, *embeddings], slot)
     if deterministic:
         _make_deterministic(model)
+    coarse = any(isinstance(one, AdaptedLinear) and one.coarse for one in model.modules())
     fuse_layers(model)
-    parameter = next(model.parameters())
-    varlen = _check(model, expected, text.vocab_size, attends, slot, capability)
+    parameter = activations_of(model)
+    look = partial(probe.check_paged, model, expected, text.vocab_size, coarse=coarse)
+    varlen = _check(look, attends, parameter, slot, capability)
     codec = TextCodec(tokenizer)
     return BaseModel(
         name=name,
@@ -211,27 +222,24 @@ def prepare(
 
 
 def _check(
-    model: nn.Module,
-    expected: list[torch.Tensor],
-    vocab_size: int,
+    look: Callable[[Callable[[Sequence[Span]], Paged]], None],
     attends: layout.AttentionLayout,
+    parameter: torch.Tensor,
     slot: StepSlot,
     capability: int | None,
 ) -> VarlenAttention | None:
-    """Compares the model with `expected` as it is going to be served. Returns torch's own attention if it was part of
-    that."""
-    parameter = next(model.parameters())
+    """Looks at the model as it is going to be served. Returns torch's own attention, if it was part of that."""
     if capability is None:
-        probe.check_paged(model, expected, vocab_size, _probed_cache(attends, parameter, slot))
+        look(_probed_cache(attends, parameter, slot))
         return None
     varlen = gpu.torch_attention(parameter.device)
     try:
-        probe.check_paged(model, expected, vocab_size, gpu.probed_cache(attends, parameter, capability, varlen))
+        look(gpu.probed_cache(attends, parameter, capability, varlen))
     except UnsupportedModel as error:
         if varlen is None:
             raise
         log.warning("torch's own attention will not do for this model on this GPU: %s", error)
-        probe.check_paged(model, expected, vocab_size, gpu.probed_cache(attends, parameter, capability, None))
+        look(gpu.probed_cache(attends, parameter, capability, None))
         return None
     return varlen
 
@@ -247,12 +255,17 @@ def _probed_cache(
 
 def _make_deterministic(model: nn.Module) -> None:
     """What of it is not done by the layers. Raises `UnsupportedModel` for products that our layers do not compute."""
+    if quantised := [one.name for one in model.modules() if isinstance(one, AdaptedLinear) and one.opaque]:
+        raise UnsupportedModel(
+            f"{quantised[0]} is quantised and multiplied in its own way: it cannot be served deterministically",
+            field="deterministic",
+        )
     if products := blocks.own_products(model):
         raise UnsupportedModel(
             f"{type(model).__name__} multiplies by {products[0]} in its own way: it cannot be served deterministically",
             field="deterministic",
         )
-    parameter = next(model.parameters())
+    parameter = activations_of(model)
     if parameter.device.type != "cpu" or parameter.dtype is not torch.float32:
         log.warning("deterministic is known to hold for float32 on the CPU only")
     blocks.make_rowwise(model)
@@ -266,27 +279,19 @@ def _eos_ids(model: Any, codec: TextCodec) -> frozenset[int]:
     return frozenset(ids)
 
 
-def fingerprint_of(model: nn.Module) -> str:
-    """SHA-256 over each parameter's name, shape and 64 evenly spaced values rounded to bfloat16.
-
-    The rounding makes it the same for one checkpoint loaded as float32 and as bfloat16.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        picks = torch.linspace(0, flat.numel() - 1, min(_FINGERPRINT_SAMPLES, flat.numel()), dtype=torch.float64)
-        sample = flat[picks.long().to(flat.device)].to(torch.bfloat16).cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch finds no CUDA device", field="device")
     return torch.device(name)
+
+
+def _place(device: torch.device) -> int | str:
+    """For a device_map: quantisers compare it with numbers and names."""
+    if device.type == "cuda":
+        return torch.cuda.current_device() if device.index is None else device.index
+    return str(device)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -13,7 +13,12 @@ def linearise(model: nn.Module) -> frozenset[str]:
     for name, layer in found.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _linear(layer))
-    return frozenset(found)
+    return frozenset(found) | _quantised(model)
+
+
+def _quantised(model: nn.Module) -> frozenset[str]:
+    """Quantised, transformers' Conv1D is a linear layer already that remembers what it was."""
+    return frozenset(n for n, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D)
 
 
 def _linear(layer: Conv1D) -> nn.Linear:

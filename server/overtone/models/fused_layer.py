@@ -53,7 +53,9 @@ def fusable(layer: nn.Module) -> bool:
         return False
     attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
     parts = {name for name, _ in attention.named_children()}
+    names = _MLP_PARTS - {"act_fn"}
     linears = [attention.get_submodule(name) for name in _ATTENTION_PARTS & parts]
+    linears += [child for name, child in mlp.named_children() if name in names]
     return (
         parts - {"q_norm", "k_norm"} == _ATTENTION_PARTS
         and {name for name, _ in mlp.named_children()} == _MLP_PARTS

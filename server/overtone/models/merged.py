@@ -61,7 +61,7 @@ class MergedWeights:
 
     def __init__(self, model: nn.Module, frames: FrameBank, keep: torch.device) -> None:
         self._layers = {layer.name: layer for layer in model.modules() if isinstance(layer, AdaptedLinear)}
-        self._others = [_span(one) for one in model.parameters()]
+        self._others = [_span(one) for one in model.parameters() if type(one.data) is torch.Tensor]
         self._dense, self._keep = DenseDeltas(frames), keep
         self._clean: dict[str, torch.Tensor] = {}
         self._changed: list[str] = []
