@@ -139,7 +139,7 @@ class Setting:
     def recorded(self, plan: StepPlan) -> Callable[[], object]:
         """What runs the device's part of a decoding step again: the recorded pass that `run` has just used."""
         self.run(plan)
-        last = next(reversed(self.runner._passes.values()))
+        last = self.runner.passes.last
         return torch.inference_mode()(last.compute)
 
     def products(self, rows: int) -> Callable[[], object]:

@@ -13,7 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
-from overtone.engine.device_runner import DeviceRunner, PassShape
+from overtone.engine.decode_passes import PassShape
+from overtone.engine.device_runner import DeviceRunner
 from overtone.engine.scheduler import Scheduler
 from overtone.models.base import BaseModel
 from overtone.models.device.rows import uses_of
@@ -92,12 +93,12 @@ def _trace(
     for chunk in plan.chunks:
         chunk.sequence.computed = chunk.length - 1
     shape = PassShape(4, 2, uses)
-    inputs = runner.inputs_of(shape)
+    inputs = runner.passes.inputs_of(shape)
     inputs.fill([type(chunk)(chunk.sequence, 1) for chunk in plan.chunks], adapters)
     calls: list[str] = []
     with launches(calls, monkeypatch):
-        runner.compute(inputs, uses)  # what is made once is made now
+        runner.passes.compute(inputs, uses)  # what is made once is made now
         calls.clear()
         with _Asked() as asked:
-            runner.compute(inputs, uses)
+            runner.passes.compute(inputs, uses)
     return [*asked.calls, *calls]
