@@ -40,4 +40,5 @@ def test_served(tmp_path: Path) -> None:
         with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
             rows = dict(line.rsplit(" ", 1) for line in page.read().decode().splitlines() if not line.startswith("#"))
         assert float(rows["overtone_device_adapters"]) >= 3
+        assert float(rows["overtone_device_adapter_uploads_total"]) >= 3
         assert float(rows['overtone_adapter_rows_total{path="device"}']) > 0

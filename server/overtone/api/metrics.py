@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from overtone.adapters.store import StoreStats
@@ -91,15 +91,7 @@ class Metrics:
 
     def watch_device_pool(self, stats: Callable[[], PoolCounts]) -> None:
         """Of a server whose adapters are applied from the memory of a GPU."""
-        pool = (
-            ("device_adapters", "Adapters in the GPU's memory", lambda: stats().extents),
-            ("device_adapter_bytes", "What they take of the GPU's memory", lambda: stats().nbytes),
-            ("device_adapter_uploads", "Adapters copied to the GPU since the start", lambda: stats().uploads),
-            ("device_adapter_evictions", "Adapters that made room for others there", lambda: stats().evictions),
-            ("device_adapter_moves", "Adapters that were moved there to join holes", lambda: stats().moves),
-        )
-        for name, about, read in pool:
-            Gauge(f"overtone_{name}", about, registry=self.registry).set_function(read)
+        self.registry.register(_DevicePool(stats))
 
     def count_call(self, method: str, code: str) -> None:
         self._calls.labels(method, code).inc()
@@ -177,3 +169,19 @@ class _AdapterRows(Collector):
         for path, count in sorted(self._rows().items()):
             family.add_metric([path], count)
         yield family
+
+
+class _DevicePool(Collector):
+    """Counted in the engine's thread, read when somebody scrapes."""
+
+    def __init__(self, stats: Callable[[], PoolCounts]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._stats()
+        name = "overtone_device_adapter"
+        yield GaugeMetricFamily(f"{name}s", "Adapters in the GPU's memory", now.extents)
+        yield GaugeMetricFamily(f"{name}_bytes", "What they take of the GPU's memory", now.nbytes)
+        yield CounterMetricFamily(f"{name}_uploads", "Adapters copied to the GPU", value=now.uploads)
+        yield CounterMetricFamily(f"{name}_evictions", "Adapters that made room for others there", value=now.evictions)
+        yield CounterMetricFamily(f"{name}_moves", "Adapters that were moved there to join holes", value=now.moves)
