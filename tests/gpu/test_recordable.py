@@ -70,7 +70,7 @@ def test_passes_ask_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     runner = DeviceRunner(base, CONFIG, memory_of(base, CONFIG))
     everything = runner.pool.of(deltas)
     uses = uses_of(everything.values())
-    batches = [["loca", "lora", "fourier"], ["lora", "loca", None, "lora"], [None, "fourier", "fourier", "loca"]]
+    batches = [["loca", "lora", "fourier"], ["lora", "loca", "pica", "lora"], [None, "fourier", "fourier", "loca"]]
     traces = []
     for lengths, names in zip(([3, 9, 14], [15, 2, 7, 1], [8, 8, 3, 11]), batches, strict=True):
         traces.append(_trace(runner, base, lengths, [everything.get(name or "") for name in names], uses, monkeypatch))

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from overtone.adapters import ParserContext, parse_adapter
+from overtone.adapters.projectors import Projectors
 from overtone.adapters.resident import ResidentDelta, make_resident
 from overtone.api.backend import describe
 from overtone.engine.config import EngineConfig
 from overtone.models.base import BaseModel, prepare
 from overtone.models.device.memory import CacheShape, DeviceMemory
 from support.adapters import adapter_files, make_loca_folder
+from support.all_families import make_pica_folder
 from support.peft_folders import peft_config, peft_folder
 from support.tiny import tiny_model, tiny_tokenizer
 
@@ -38,12 +40,15 @@ def memory_of(base: BaseModel, config: EngineConfig, adapter_pages: int = 40, le
 
 
 def deltas_of(base: BaseModel, folder: Path) -> Mapping[str, ResidentDelta]:
-    parsed = parse_adapter(adapter_files(folder), ParserContext(describe(base)))
+    description = describe(base)
+    context = ParserContext(description, projectors=Projectors(None, description))
+    parsed = parse_adapter(adapter_files(folder), context)
     return make_resident("d", parsed.family, parsed.deltas).deltas
 
 
 def tiny_folders(base: BaseModel, root: Path) -> dict[str, Path]:
-    """By name: two spectral families, low-rank pairs on all linear layers, and DoRA, which torch's operators apply."""
+    """By name: two spectral families, low-rank pairs on all linear layers, projections, and DoRA, which torch's operators
+    apply."""
     every = [name.rpartition(".")[2] for name in base.modules if ".0." in name]
     two = {name: shape for name, shape in base.modules.items() if name.endswith(("q_proj", "v_proj"))}
     make_loca_folder(root / "loca", two, n=200, seed=1, strength=0.5)
@@ -53,4 +58,5 @@ def tiny_folders(base: BaseModel, root: Path) -> dict[str, Path]:
     peft_folder(root / "fourier", model, peft_config("FourierFTConfig", **fourier))
     dora = peft_config("LoraConfig", r=2, lora_alpha=4, target_modules=["k_proj"], use_dora=True)
     peft_folder(root / "dora", model, dora)
-    return {name: root / name for name in ("loca", "lora", "fourier", "dora")}
+    make_pica_folder(root / "pica", {name: shape[0] for name, shape in two.items()}, rank=12, strength=0.5)
+    return {name: root / name for name in ("loca", "lora", "fourier", "pica", "dora")}

@@ -40,7 +40,9 @@ class Operators:
         self._device = words.words.device
         self._layers: dict[tuple[tuple[str, ...], tuple[int, ...]], Layers] = {}
         self._projections: dict[str, SharedMatrix] = {}
-        self._replaced: list[SharedMatrix] = []
+        self._joined: dict[tuple[tuple[str, ...], int], tuple[list[torch.Tensor], torch.Tensor]] = {}
+        # What recorded passes still read.
+        self._replaced: list[torch.Tensor] = []
 
     def accept(self, packed: Packed) -> bool:
         """Makes the projections of an adapter known; False if a layer has another one already."""
@@ -53,7 +55,7 @@ class Operators:
                 matrix = shared.matrix.new_zeros(bounded(len(shared.matrix)), shared.matrix.shape[1])
                 matrix[: len(shared.matrix)] = shared.matrix
                 if known is not None:
-                    self._replaced.append(known)  # recorded passes read it
+                    self._replaced.append(known.matrix)
                 self._projections[module] = SharedMatrix(shared.key, matrix.to(self._device, self._plans.dtype))
         return True
 
@@ -151,16 +153,28 @@ class Operators:
             add_low_rank_tiles(x, rows.prompts, self._words, layers, rank, h, target.y, config)
 
     def add_expansions(self, x: torch.Tensor, rows: KindRows, target: Target, rank: int) -> None:
-        for place, module in enumerate(target.modules):
-            layers = self._layer(target, place)
-            matrix = self._projections[module].matrix[:rank, : x.shape[1]]
-            h = (x.to(matrix.dtype) @ matrix.T).float()
-            config = low_rank_configs.expand_config(rank, self._capability)
+        every = (x.to(self._plans.dtype) @ self._projection(target.modules, rank, x.shape[1]).T).float()
+        config = low_rank_configs.expand_config(rank, self._capability)
+        for place in range(len(target.modules)):
+            layers, h = self._layer(target, place), every[:, place * rank : (place + 1) * rank]
             if rows.decoded is not None:
                 tokens = len(rows.decoded.rows)
                 add_expanded(h[:tokens], rows.decoded, self._words, layers, target.y, config)
             if rows.prompts is not None:
                 add_expanded_tiles(h, rows.prompts, self._words, layers, target.y, config)
+
+    def _projection(self, modules: tuple[str, ...], rank: int, inputs: int) -> torch.Tensor:
+        """Of layers that read the same x, one below the other: (len(modules) rank, inputs)."""
+        parts = [self._projections[name].matrix for name in modules]
+        if len(parts) == 1 and len(parts[0]) >= rank:
+            return parts[0][:rank, :inputs]
+        key = modules, rank
+        known = self._joined.get(key)
+        if known is None or any(old is not new for old, new in zip(known[0], parts, strict=True)):
+            if known is not None:
+                self._replaced.append(known[1])
+            known = self._joined[key] = parts, torch.cat([_rows(part[:, :inputs], rank) for part in parts])
+        return known[1]
 
     def _layers_of(self, target: Target) -> Layers:
         return self._known(target.modules, target.columns, target.widths)
@@ -184,3 +198,10 @@ class Operators:
             slots = [self._slots[name] for name in modules]
             self._layers[key] = Layers.of(slots, list(columns), list(widths), self._device)
         return self._layers[key]
+
+
+def _rows(matrix: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count`, zeros where there are fewer."""
+    found = matrix.new_zeros(count, matrix.shape[1])
+    found[: len(matrix)] = matrix[:count]
+    return found
