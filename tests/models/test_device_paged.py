@@ -72,3 +72,28 @@ def test_fresh_prompts(
         q, k, v = (one[at].transpose(0, 1)[None].double() for one in (query, new[:, 0], new[:, 1]))
         expected = attend(q, k, v, None, softmax)[0].transpose(0, 1)
         torch.testing.assert_close(out[at].double(), expected, rtol=0, atol=5e-3)
+
+
+def test_pages_that_torch_takes() -> None:
+    """Chunks with a past, from the cache itself, where the pages are as large as torch's attention wants them."""
+    given: dict[str, Any] = {}
+
+    def paging(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int,
+        *, scale: float, window_size: Any, enable_gqa: bool = False, seqused_k: Any = None, block_table: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        given.update(key=key, value=value, ends=cu_seq_q, most=(max_q, max_k), keys=seqused_k, table=block_table)
+        return query
+
+    found = VarlenAttention.of(paging)
+    assert found is not None
+    cache = torch.randn(4, 2, 256, 2, KV_HEADS, DIM).half()
+    spans = [Span(1, 5, 300, [1, 2]), Span(6, 3, 0, [3])]
+    chunks = chunks_of(spans, torch.device("cpu"))
+    paged = DevicePaged(cache, torch.zeros(9, dtype=torch.int64), (None, None), 90, chunks=chunks, varlen=found)
+    query, new = torch.randn(9, HEADS, DIM).half(), torch.zeros(9, 2, KV_HEADS, DIM).half()
+    assert torch.equal(paged.attend(1, query, new, Softmax(0.3))[1:], query[1:])
+    assert torch.equal(given["key"], cache[:, 1, :, 0])
+    assert torch.equal(given["value"], cache[:, 1, :, 1])
+    assert (given["ends"].tolist(), given["keys"].tolist()) == ([0, 5, 8], [305, 3])
+    assert (given["table"].tolist(), given["most"]) == ([[1, 2], [3, 0]], (5, 305))

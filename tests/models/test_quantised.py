@@ -139,7 +139,7 @@ def test_nothing_is_merged_into_them(root: Path) -> None:
     assert deltas is not None
     with pytest.raises(UnsupportedModel, match="quantised"):
         merging.merge({name: delta for name, delta in deltas.items() if name.endswith("q_proj")})
-    assert merging.merged is None
+    assert not merging.merged
 
 
 def test_not_deterministic() -> None:

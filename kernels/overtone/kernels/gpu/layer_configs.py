@@ -21,7 +21,7 @@ def decode_config(capability: int, dim: int) -> DecodeConfig:
 
 
 def prefill_config(capability: int, dim: int) -> PrefillConfig:
-    return PrefillConfig() if dim <= _WIDE else PrefillConfig(block_m=64, block_n=32)
+    return PrefillConfig() if dim <= _WIDE else PrefillConfig(block_m=64, block_n=32, warps=4)
 
 
 def rotate_config(capability: int) -> RotateConfig:

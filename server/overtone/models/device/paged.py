@@ -23,11 +23,13 @@ from overtone.models.paged import Span
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
-    """Of prompts, one after another. shapes: (tokens, past) of each; ends: (S + 1,) int32, of their tokens, from 0 on."""
+    """Of prompts, one after another. shapes: (tokens, past) of each; ends: (S + 1,) int32, of their tokens, from 0 on;
+    keys: (S,) int32, how many each sees at its end."""
 
     spans: Spans
     shapes: Sequence[tuple[int, int]]
     ends: torch.Tensor
+    keys: torch.Tensor
 
     @property
     def tokens(self) -> int:
@@ -43,8 +45,8 @@ class DevicePaged:
     """A pass's tokens in the cache: decoded ones first, then chunks.
 
     write_slots: (T,) int64, page * page_tokens + position, -1: a row that only fills the batch; longest: the most keys that
-    a decoded token may see, which bounds launches; windows: one a layer; varlen: torch's own attention, for prompts without
-    a past where it will do.
+    a decoded token may see, which bounds launches; windows: one a layer; varlen: torch's own attention, for prompts where
+    it will do: those without a past, or with pages that it takes.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class DevicePaged:
         if self._decoded is not None:
             self._attend_decoded(layer, query, out, scoring)
         if self._chunks is not None and self._by_torch(query, new, softmax, scoring):
-            self._attend_fresh(query, new, out, scoring)
+            self._attend_by_torch(layer, query, new, out, scoring)
         elif self._chunks is not None:
             self._attend_chunks(layer, query, out, scoring)
         return out
@@ -93,20 +95,29 @@ class DevicePaged:
         assert self._chunks is not None
         return (
             self._varlen is not None
-            and self._chunks.fresh
+            and (self._chunks.fresh or self._varlen.takes_pages(self.page_tokens))
             and softmax.plain
             and scoring.window <= 0
             and self._varlen.takes(query.shape[1], new.shape[2], query.shape[2], query.dtype)
         )
 
-    def _attend_fresh(self, query: torch.Tensor, new: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
+    def _attend_by_torch(
+        self, layer: int, query: torch.Tensor, new: torch.Tensor, out: torch.Tensor, scoring: Scoring
+    ) -> None:
         """The chunks are the last tokens of the pass."""
         assert self._chunks is not None
         assert self._varlen is not None
-        at = slice(len(query) - self._chunks.tokens, None)
-        longest = max(tokens for tokens, _ in self._chunks.shapes)
-        keys, values = new[at, 0], new[at, 1]
-        out[at] = self._varlen.attend_fresh(query[at], keys, values, self._chunks.ends, longest, scoring.scale)
+        chunks = self._chunks
+        at = slice(len(query) - chunks.tokens, None)
+        longest = max(tokens for tokens, _ in chunks.shapes)
+        if chunks.fresh:
+            keys, values = new[at, 0], new[at, 1]
+            out[at] = self._varlen.attend_fresh(query[at], keys, values, chunks.ends, longest, scoring.scale)
+            return
+        most = longest, max(tokens + past for tokens, past in chunks.shapes)
+        out[at] = self._varlen.attend_cached(
+            query[at], self.of_layer(layer), chunks.ends, chunks.keys, chunks.spans.table, most, scoring.scale
+        )
 
     def _attend_decoded(self, layer: int, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         assert self._decoded is not None
@@ -138,8 +149,16 @@ def chunks_of(spans: Sequence[Span], device: torch.device) -> Chunks | None:
     table = [[*span.pages, *[0] * (longest - len(span.pages))] for span in spans]
     begins = [span.start for span in spans]
     ends = [span.start + span.tokens - spans[0].start for span in spans]
-    starts, tokens, past, pages, until = (
+    shapes = [(span.tokens, span.past) for span in spans]
+    starts, tokens, past, pages, until, keys = (
         torch.tensor(one, dtype=torch.int32).to(device)
-        for one in (begins, [span.tokens for span in spans], [span.past for span in spans], table, [0, *ends])
+        for one in (
+            begins,
+            [n for n, _ in shapes],
+            [p for _, p in shapes],
+            table,
+            [0, *ends],
+            [n + p for n, p in shapes],
+        )
     )
-    return Chunks(Spans(starts, tokens, past, pages), [(span.tokens, span.past) for span in spans], until)
+    return Chunks(Spans(starts, tokens, past, pages), shapes, until, keys)
