@@ -252,18 +252,25 @@ def family_layer(shape: Shape, family: Family, rows: int, distinct: int, stages:
             total += spectral_work(rows, distinct, group.q, widths, family.size, between=FLOAT32, stages=stages)
             launches += 1 + len(set(widths))
         else:
+            # One projection for all of them, turned to float32.
+            total += product_work(rows, len(widths) * family.size, group.q)
             for p in widths:
-                total += product_work(rows, family.size, group.q) + expand_work(rows, distinct, (p,), family.size)
-                launches += 3
+                total += expand_work(rows, distinct, (p,), family.size)
+            launches += 2 + len(widths)
     return total, launches
+
+
+_BATCH = 256
+"""Rows of the largest batch that is predicted."""
 
 
 def base_step(shape: Shape, rows: int, given: Assumptions, past: int = 0) -> float:
     """Seconds of a step of the base model. past: keys that each row sees."""
     layer = given.seconds("base", base_layer(shape, rows), len(shape.groups) + given.small)
     attention = given.ceilings.seconds(decode_attention_work(rows, past, *shape.heads)) if past else 0.0
-    p, q = shape.head
-    return shape.layers * (layer + attention) + p * q * BFLOAT16 / given.ceilings.bandwidth
+    # More rows than a batch has are a prompt's, of which the head sees the last.
+    head = product_work(rows if rows <= _BATCH else 1, *shape.head)
+    return shape.layers * (layer + attention) + given.seconds("base", head, 0)
 
 
 def added_step(shape: Shape, family: Family, rows: int, distinct: int, given: Assumptions) -> float:

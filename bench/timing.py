@@ -13,6 +13,8 @@ from bench.roofline import Ceilings
 
 MOST_CALLS = 2048
 """Of one graph."""
+_BUSY_CYCLES = 1_000_000
+"""About half a millisecond."""
 _COPY_BYTES = 2 << 30
 _PRODUCT = 8192
 GIVEN = Ceilings(10e9, 100e9)
@@ -87,7 +89,8 @@ class Clock:
 
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # If it fails, torch leaves the thread in the stream that was recorded.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 all_calls()
         except RuntimeError:  # what the reference calls may not be recordable
             torch.cuda.synchronize(self.device)
@@ -101,8 +104,9 @@ class Clock:
         for i in range(3):
             run.call(i % run.sets)
         one = min(self._seconds(lambda: run.call(0)) for _ in range(3))
-        wanted = max(run.sets, math.ceil(self.least_s / one))
-        return max(1, min(wanted, math.ceil(self.most_s / one), MOST_CALLS))
+        # One call by itself is mostly its launch: all sets are called whatever it seems to take.
+        wanted = math.ceil(min(self.least_s, self.most_s) / one)
+        return max(1, min(max(run.sets, wanted), MOST_CALLS))
 
     def _seconds(self, replay: Callable[[], object]) -> float:
         if self.device.type != "cuda":
@@ -110,6 +114,7 @@ class Clock:
             replay()
             return time.perf_counter() - start
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_BUSY_CYCLES)  # the device is busy while the host launches: no launch is in the sample
         begin.record()
         replay()
         end.record()

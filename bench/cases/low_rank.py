@@ -75,7 +75,7 @@ def low_rank(cell: Cell, place: Place) -> Trial:
     h = torch.full((cell.rows, len(cell.widths), cell.size), torch.nan, dtype=torch.float32, device=place.device)
     rows = torch.arange(cell.rows, device=place.device)
     batches = [Rows(rows, bank.directories("pair", one)) for one in which]
-    layers, config = layers_of(cell, place), low_rank_config(cell.size, place.capability)
+    layers, config = layers_of(cell, place), low_rank_config(place.capability)
 
     def call(i: int) -> None:
         add_low_rank(x[i], batches[i], bank.words, layers, cell.size, h, y[i], config)
@@ -130,7 +130,7 @@ def expanded(cell: Cell, place: Place) -> Trial:
     y = torch.zeros(sets, cell.rows, sum(cell.widths), dtype=place.dtype, device=place.device)
     rows = torch.arange(cell.rows, device=place.device)
     batches = [Rows(rows, bank.directories("expand", one)) for one in which]
-    layers, config = layers_of(cell, place), expand_config(cell.size, place.capability)
+    layers, config = layers_of(cell, place), expand_config(place.capability)
 
     def call(i: int) -> None:
         add_expanded(h[i], batches[i], bank.words, layers, y[i], config)

@@ -134,7 +134,7 @@ def low_rank(cell: Cell, place: Place) -> Trial:
     bank, pairs = pair_bank(cell, _SETS * cell.adapters, place)
     given, layers = Prompts(cell, place, bank, "pair", cell.q), layers_of(cell, place)
     h = torch.full((given.many, len(cell.widths), cell.size, TILE), torch.nan, device=place.device)
-    config = low_rank_config(cell.size, place.capability)
+    config = low_rank_config(place.capability)
 
     def call(i: int) -> None:
         add_low_rank_tiles(given.x[i], given.tiles[i], bank.words, layers, cell.size, h, given.y[i], config)
@@ -151,7 +151,7 @@ def low_rank(cell: Cell, place: Place) -> Trial:
 def expanded(cell: Cell, place: Place) -> Trial:
     bank, pairs = expand_bank(cell, _SETS * cell.adapters, place)
     given, layers = Prompts(cell, place, bank, "expand", cell.size), layers_of(cell, place)
-    h, config = given.x.float(), expand_config(cell.size, place.capability)
+    h, config = given.x.float(), expand_config(place.capability)
 
     def call(i: int) -> None:
         add_expanded_tiles(h[i], given.tiles[i], bank.words, layers, given.y[i], config)

@@ -88,10 +88,10 @@ def test_a_llama_layer() -> None:
     assert {family.targets for family in FAMILIES} == {ALL, ("q_proj", "v_proj")}
 
 
-@pytest.mark.parametrize(("rows", "base_ms", "lora"), [(1, 3.88, 0.08), (64, 3.95, 0.42), (256, 5.95, 0.96)])
+@pytest.mark.parametrize(("rows", "base_ms", "lora"), [(1, 3.88, 0.08), (64, 3.95, 0.42), (256, 6.11, 0.94)])
 def test_steps(rows: int, base_ms: float, lora: float) -> None:
     given = Assumptions()
-    assert base_step(LLAMA_3_8B, rows, given) * 1e3 == pytest.approx(base_ms, abs=0.01)
+    assert base_step(LLAMA_3_8B, rows, given) * 1e3 == pytest.approx(base_ms, abs=0.015)
     assert share(LLAMA_3_8B, LORA, rows, rows, given) == pytest.approx(lora, abs=0.01)
     assert share(LLAMA_3_8B, LOCA, rows, rows, given) < lora + 0.02
 

@@ -115,7 +115,7 @@ def test_configurations_as_served() -> None:
     owners, rows = [4] * (TILE + 1), torch.arange(TILE + 1)
     cores, arena = random_arena(torch.float16)
     h, y = inputs(len(owners), torch.float16)
-    found = computed(arena, owners, rows, h, y, tiles=True, config=expand_config(M, 90)).double()
+    found = computed(arena, owners, rows, h, y, tiles=True, config=expand_config(90)).double()
     for slot, up in cores[4].items():
         to = slice(COLUMNS[slot], COLUMNS[slot] + WIDTHS[slot])
         expected = y[:, to].double() + h.double() @ up.double()

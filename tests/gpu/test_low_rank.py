@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
-from overtone.kernels.gpu.batch import TILE, Layers, Rows, Tiles
+from overtone.kernels.gpu.batch import TILE, Layers, Rows, Tiles, Words
 from overtone.kernels.gpu.low_rank import LowRankConfig, add_low_rank, add_low_rank_tiles
 from overtone.kernels.gpu.low_rank_configs import low_rank_config
 from overtone.kernels.gpu.records import pair_record
@@ -156,6 +157,21 @@ def test_configurations_as_served(most: int, tiles: bool) -> None:
     pairs, owners = random_pairs(torch.float16, ranks), [0, 4]
     rows, (x, y) = torch.arange(2), inputs(2, torch.float16)
     found = computed(
-        arena_with(pairs, torch.float16), owners, rows, x, y, tiles=tiles, config=low_rank_config(most, 90), most=most
+        arena_with(pairs, torch.float16), owners, rows, x, y, tiles=tiles, config=low_rank_config(90), most=most
     )
     torch.testing.assert_close(found.double(), expected(pairs, owners, rows, x, y), rtol=4e-3, atol=8e-2)
+
+
+@pytest.mark.parametrize("tiles", [False, True], ids=["rows", "tiles"])
+def test_an_arena_of_gibibytes(tiles: bool) -> None:
+    """Its words are fewer than 2^31, its numbers more. Memory that nothing touches is not taken."""
+    pairs, owners, rows = random_pairs(torch.float16), [0, 4], torch.arange(2)
+    x, y = inputs(2, torch.float16)
+    small = arena_with(pairs, torch.float16)
+    large = torch.empty(3 << 29, dtype=torch.int32, device=DEVICE)
+    large[: len(small.words.words)] = small.words.words
+    arena = replace(small, words=Words.of(large, torch.float16))
+    assert torch.equal(
+        computed(arena, owners, rows, x, y, tiles=tiles), computed(small, owners, rows, x, y, tiles=tiles)
+    )
+    assert not torch.equal(computed(arena, owners, rows, x, y, tiles=tiles), y)

@@ -29,23 +29,20 @@ _MERGING = {
 
 def low_rank_cases(capability: int) -> Iterator[tuple[Any, ...]]:
     """Name, kernel, kinds of its arguments, constants, warps."""
-    seen = set()
-    for most in RANKS:
-        pair, up = low_rank_config(most, capability), expand_config(most, capability)
-        for kernel, warps, r, other, tile in (
-            (low_rank._shrink, pair.warps, pair.shrink_r, {"BLOCK_Q": pair.shrink_q}, False),
-            (low_rank._expand, pair.warps, pair.expand_r, {"BLOCK_P": pair.expand_p}, False),
-            (low_rank._shrink_tiles, pair.warps, pair.tile_shrink_r, {"BLOCK_Q": pair.tile_shrink_q}, True),
-            (low_rank._expand_tiles, pair.warps, pair.tile_expand_r, {"BLOCK_P": pair.tile_expand_p}, True),
-            (expand._add_expanded, up.warps, up.block_r, {"BLOCK_P": up.block_p}, False),
-            (expand._add_expanded_tiles, up.warps, up.tile_r, {"BLOCK_P": up.tile_p}, True),
-        ):
-            for step in (1, 16):
+    pair, up = low_rank_config(capability), expand_config(capability)
+    for kernel, warps, r, other, tile in (
+        (low_rank._shrink, pair.warps, pair.shrink_r, {"BLOCK_Q": pair.shrink_q}, False),
+        (low_rank._expand, pair.warps, pair.expand_r, {"BLOCK_P": pair.expand_p}, False),
+        (low_rank._shrink_tiles, pair.warps, pair.tile_shrink_r, {"BLOCK_Q": pair.tile_shrink_q}, True),
+        (low_rank._expand_tiles, pair.warps, pair.tile_expand_r, {"BLOCK_P": pair.tile_expand_p}, True),
+        (expand._add_expanded, up.warps, up.block_r, {"BLOCK_P": up.block_p}, False),
+        (expand._add_expanded_tiles, up.warps, up.tile_r, {"BLOCK_P": up.tile_p}, True),
+    ):
+        for step in (1, 16):
+            for total in ("i32", "i64"):  # up to 8 GiB of arena, and beyond
                 constants = {"STEP": step, "BLOCK_R": r, **other, **({"TILE": TILE} if tile else {})}
-                name = f"{kernel.__name__} {constants}"
-                if name not in seen:
-                    seen.add(name)
-                    yield name, kernel, _of_multiples(_KINDS, step), constants, warps
+                name = f"{kernel.__name__} {constants} {total}"
+                yield name, kernel, _of_multiples(_KINDS | {"total": total}, step), constants, warps
     yield from _merging_cases(capability)
 
 

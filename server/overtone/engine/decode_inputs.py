@@ -30,12 +30,14 @@ class DecodeInputs:
 
     def __init__(self, rows: int, pages: int, page_tokens: int, device: torch.device) -> None:
         self.rows, self.pages, self._page_tokens = rows, pages, page_tokens
-        self._all = torch.zeros(rows * (_COLUMNS + pages), dtype=torch.int64, device=device)
-        columns = self._all[: rows * _COLUMNS].view(_COLUMNS, rows).unbind()
+        # Each column begins at a multiple of 16 bytes: else Triton would compile its kernels once more for some.
+        self._pitch = rows + rows % 2
+        self._all = torch.zeros(self._pitch * _COLUMNS + rows * pages, dtype=torch.int64, device=device)
+        columns = self._all[: self._pitch * _COLUMNS].view(_COLUMNS, self._pitch)[:, :rows].unbind()
         self.ids, self.positions, self.slots, lengths = columns[:_FIXED]
         self.directories: Mapping[str, torch.Tensor] = dict(zip(KINDS, columns[_FIXED:], strict=True))
         self.order = torch.arange(rows, device=device)
-        self.seen = SeenKeys(self.order, lengths, self._all[rows * _COLUMNS :].view(rows, pages))
+        self.seen = SeenKeys(self.order, lengths, self._all[self._pitch * _COLUMNS :].view(rows, pages))
 
     def fill(
         self, chunks: Sequence[Chunk], adapters: Sequence[OnDevice | None], tokens: torch.Tensor | None = None
@@ -45,7 +47,7 @@ class DecodeInputs:
         count, ahead = len(chunks), 0 if tokens is None else 1
         # A new one each time: the copy of the last step may not have been made yet.
         numbers = torch.zeros(len(self._all), dtype=torch.int64, pin_memory=self._all.is_cuda)
-        columns = numbers.numpy()[: self.rows * _COLUMNS].reshape(_COLUMNS, self.rows)
+        columns = numbers.numpy()[: self._pitch * _COLUMNS].reshape(_COLUMNS, self._pitch)
         ids, positions, slots, lengths = columns[:_FIXED]
         slots[count:] = columns[_FIXED:, count:] = -1
         if count:
@@ -53,7 +55,7 @@ class DecodeInputs:
             lengths[:count] = positions[:count] + 1
             slots[:count] = self._slots(chunks, positions[:count])
             columns[_FIXED:, :count] = [directories(adapters, kind) for kind in KINDS]
-        table = numbers.numpy()[self.rows * _COLUMNS :].reshape(self.rows, self.pages)
+        table = numbers.numpy()[self._pitch * _COLUMNS :].reshape(self.rows, self.pages)
         for row, chunk in enumerate(chunks):
             used = int(positions[row]) // self._page_tokens + 1
             table[row, :used] = chunk.sequence.pages[:used]

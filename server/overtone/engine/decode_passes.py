@@ -68,9 +68,10 @@ class DecodePasses:
         """Records the base model's passes of short sequences, so that no request waits for that."""
         rows = 0
         while self._recorder.records and rows < self._config.max_batch:
-            shape = PassShape(bucket_of(rows + 1), _SHORT_PAGES, frozenset())
-            self._passes[shape] = self._record(shape, [], [], None)
-            rows = shape.rows
+            rows = bucket_of(rows + 1)
+            for pages in (_SHORT_PAGES, 2 * _SHORT_PAGES):
+                shape = PassShape(rows, pages, frozenset())
+                self._passes[shape] = self._record(shape, [], [], None)
 
     def clear(self) -> None:
         """Forgets all of them."""

@@ -130,7 +130,7 @@ def _seen(length, window, splits, SPLIT: tl.constexpr):
     return first, begin, tl.minimum((length + SPLIT - 1) // SPLIT - begin, splits)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "splits"], do_not_specialize_on_alignment=["lengths_ptr"])
 def _attend_parts(
     query_ptr,
     cache_ptr,
@@ -213,7 +213,7 @@ def _attend_parts(
             tl.store(states_ptr + unit * 2 + 1, total, mask=g < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["lengths_ptr"])
 def _add_parts(
     tokens_ptr,
     lengths_ptr,

@@ -99,7 +99,7 @@ def attend_prefill(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend_spans(
     query_ptr,
     cache_ptr,

@@ -12,15 +12,10 @@ from overtone.kernels.gpu.plans import split, three_stages
 from overtone.kernels.gpu.synthesise import SynthesiseConfig
 from overtone.kernels.gpu.tiles import CoreTilesConfig, InverseTilesConfig
 
-_MANY = 32
-"""Rows from which on programs are not few any more."""
-
 
 def analyse_config(size: int, rows: int, capability: int) -> AnalyseConfig:
-    """rows: of the batch; capability: 80, 90, 100 of sm_80, sm_90, sm_100."""
-    if three_stages(size):
-        return AnalyseConfig(warps=8)
-    return AnalyseConfig(block_t=2 if rows > _MANY and _whole(size) <= 64 else 1)
+    """rows: of the batch, which decide nothing so far; capability: 80, 90, 100 of sm_80, sm_90, sm_100."""
+    return AnalyseConfig(warps=8) if three_stages(size) else AnalyseConfig()
 
 
 def synthesise_config(size: int, rows: int, capability: int) -> SynthesiseConfig:

@@ -102,7 +102,7 @@ def add_up_tile(h_at, up, y_at, there, rank, width, H_STEP: tl.constexpr, BLOCK_
     tl.store(to, (y + sums).to(y_at.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["h_stride", "most"])
 def _add_expanded(
     h_ptr,
     y_ptr,
@@ -134,7 +134,7 @@ def _add_expanded(
     add_up(h_ptr + token * h_stride, numbers_ptr + up, y_at, rank, width, BLOCK_R, BLOCK_P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["h_stride", "most"])
 def _add_expanded_tiles(
     h_ptr,
     y_ptr,

@@ -20,7 +20,10 @@ def decode_config(capability: int, dim: int) -> DecodeConfig:
     return DecodeConfig(block_n=64 if dim <= _WIDE else 32)
 
 
-def prefill_config(capability: int, dim: int) -> PrefillConfig:
+def prefill_config(capability: int, dim: int, itemsize: int = 2) -> PrefillConfig:
+    """itemsize: bytes of a number; float32 has no tensor cores here, and larger tiles would spill."""
+    if itemsize > 2:
+        return PrefillConfig(block_m=32, block_n=32, warps=4)
     return PrefillConfig() if dim <= _WIDE else PrefillConfig(block_m=64, block_n=32, warps=4)
 
 

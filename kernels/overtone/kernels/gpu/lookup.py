@@ -34,7 +34,7 @@ def pair_of(words_ptr, numbers_ptr, directory, slot, inputs, width, most, total)
     rank = tl.minimum(tl.maximum(rank, 0), most)
     down = (record + _HEADER) * per
     up = down + (rank.to(tl.int64) * inputs + group - 1) // group * group
-    return tl.where(up + rank.to(tl.int64) * width <= total * per, rank, 0), down, up
+    return tl.where(up + rank.to(tl.int64) * width <= total.to(tl.int64) * per, rank, 0), down, up
 
 
 @triton.jit
@@ -45,4 +45,4 @@ def up_of(words_ptr, numbers_ptr, directory, slot, width, most, total):
     rank = tl.load(words_ptr + record, mask=record >= 0, other=0)
     rank = tl.minimum(tl.maximum(rank, 0), most)
     up = (record + _HEADER) * per
-    return tl.where(up + rank.to(tl.int64) * width <= total * per, rank, 0), up
+    return tl.where(up + rank.to(tl.int64) * width <= total.to(tl.int64) * per, rank, 0), up

@@ -87,7 +87,7 @@ def _check(x: torch.Tensor, h: torch.Tensor, shape: tuple[int, ...], y: torch.Te
     assert h.is_contiguous()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most", "layers"])
 def _shrink(
     x_ptr,
     h_ptr,
@@ -126,7 +126,7 @@ def _shrink(
     tl.store(h_ptr + (token * layers + layer) * most + r, tl.sum(sums, 1), mask=r < rank)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most", "layers"])
 def _expand(
     h_ptr,
     y_ptr,
@@ -160,7 +160,7 @@ def _expand(
     add_up(h_at, numbers_ptr + up, y_at, rank, width, BLOCK_R, BLOCK_P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most", "layers"])
 def _shrink_tiles(
     x_ptr,
     h_ptr,
@@ -205,7 +205,7 @@ def _shrink_tiles(
     tl.store(to, sums, mask=(r < rank)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most", "layers"])
 def _expand_tiles(
     h_ptr,
     y_ptr,

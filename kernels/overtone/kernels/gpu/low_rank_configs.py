@@ -6,27 +6,23 @@ row's neighbours. Nothing here was timed yet.
 
 from __future__ import annotations
 
-from overtone.kernels.gpu.batch import TILE
 from overtone.kernels.gpu.expand import ExpandConfig
 from overtone.kernels.gpu.low_rank import LowRankConfig
 from overtone.kernels.gpu.materialise import MaterialiseConfig
 
-
-def low_rank_config(most: int, capability: int) -> LowRankConfig:
-    """most: no rank is higher; capability: 80, 90, 100 of sm_80, sm_90, sm_100. Few ranks a program in `shrink`, so that
-    one row alone keeps many programs busy; with 64 at once tiles spill on sm_90 or sm_100."""
-    of_tiles = _ranks(most, TILE, 32)
-    return LowRankConfig(expand_r=_ranks(most, 1, 16), tile_shrink_r=of_tiles, tile_expand_r=of_tiles)
+RANKS = 16
+"""That a program takes at once: the least that a product on tensor cores may have."""
 
 
-def expand_config(most: int, capability: int) -> ExpandConfig:
-    """most: the shared projection's outputs."""
-    return ExpandConfig(block_r=_ranks(most, 1, 16), tile_r=_ranks(most, TILE, 32))
+def low_rank_config(capability: int) -> LowRankConfig:
+    """capability: 80, 90, 100 of sm_80, sm_90, sm_100. Few ranks a program in `shrink`, so that one row alone keeps many
+    programs busy; with 64 at once tiles spill on sm_90 or sm_100. They do not depend on the batch's largest rank either."""
+    return LowRankConfig(expand_r=RANKS, tile_shrink_r=RANKS, tile_expand_r=RANKS)
+
+
+def expand_config(capability: int) -> ExpandConfig:
+    return ExpandConfig(block_r=RANKS, tile_r=RANKS)
 
 
 def materialise_config(capability: int) -> MaterialiseConfig:
     return MaterialiseConfig()
-
-
-def _ranks(most: int, low: int, high: int) -> int:
-    return min(max(1 << (most - 1).bit_length(), low), high)

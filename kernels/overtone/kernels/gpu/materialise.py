@@ -160,7 +160,7 @@ def _between(
     tl.store(r_ptr + i.to(tl.int64) * SIZE + j, sums.to(r_ptr.dtype.element_ty), mask=j < SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def _materialise(
     rows_ptr,
     r_ptr,

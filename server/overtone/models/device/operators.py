@@ -144,17 +144,17 @@ class Operators:
         if rows.decoded is not None:
             tokens = len(rows.decoded.rows)
             h = torch.empty(tokens, count, rank, dtype=torch.float32, device=self._device)
-            config = low_rank_configs.low_rank_config(rank, self._capability)
+            config = low_rank_configs.low_rank_config(self._capability)
             add_low_rank(x, rows.decoded, self._words, layers, rank, h, target.y, config)
         if rows.prompts is not None:
             tiles = len(rows.prompts.rows)
             h = torch.empty(tiles, count, rank, TILE, dtype=torch.float32, device=self._device)
-            config = low_rank_configs.low_rank_config(rank, self._capability)
+            config = low_rank_configs.low_rank_config(self._capability)
             add_low_rank_tiles(x, rows.prompts, self._words, layers, rank, h, target.y, config)
 
     def add_expansions(self, x: torch.Tensor, rows: KindRows, target: Target, rank: int) -> None:
         every = (x.to(self._plans.dtype) @ self._projection(target.modules, rank, x.shape[1]).T).float()
-        config = low_rank_configs.expand_config(rank, self._capability)
+        config = low_rank_configs.expand_config(self._capability)
         for place in range(len(target.modules)):
             layers, h = self._layer(target, place), every[:, place * rank : (place + 1) * rank]
             if rows.decoded is not None:

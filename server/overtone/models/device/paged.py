@@ -133,7 +133,7 @@ class DevicePaged:
         assert self._chunks is not None
         cache = self.of_layer(layer)
         group = query.shape[1] // cache.shape[3]
-        config = layer_configs.prefill_config(self._capability, query.shape[2])
+        config = layer_configs.prefill_config(self._capability, query.shape[2], query.element_size())
         tiles = self._tiles.get((group, config))
         if tiles is None:
             tiles = prefill_tiles(self._chunks.shapes, group, config, query.device)
