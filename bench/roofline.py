@@ -85,8 +85,8 @@ def pair_bytes(r: int, p: int, q: int, itemsize: int = BFLOAT16) -> int:
 
 
 def analysis_work(rows: int, q: int, itemsize: int = BFLOAT16) -> Work:
-    """x to z, float32."""
-    return Work(rows * q * (itemsize + FLOAT32), rows * transform_flops(q))
+    """x to z."""
+    return Work(rows * q * (2 * itemsize), rows * transform_flops(q))
 
 
 def synthesis_work(rows: int, distinct: int, q: int, widths: Iterable[int], n: int, itemsize: int = BFLOAT16) -> Work:
@@ -94,7 +94,7 @@ def synthesis_work(rows: int, distinct: int, q: int, widths: Iterable[int], n: i
     widths = tuple(widths)
     cores = distinct * sum(spectral_bytes(n, p) for p in widths)
     flops = sum(transform_flops(p) + 2 * n for p in widths)
-    return Work(rows * (min(n, q) * FLOAT32 + 2 * sum(widths) * itemsize) + cores, rows * flops)
+    return Work(rows * (min(n, q) * itemsize + 2 * sum(widths) * itemsize) + cores, rows * flops)
 
 
 def spectral_work(
@@ -249,7 +249,7 @@ def family_layer(shape: Shape, family: Family, rows: int, distinct: int, stages:
             total += low_rank_work(rows, distinct, group.q, widths, family.size, between=FLOAT32)
             launches += 2
         elif family.kind == "spectral":
-            total += spectral_work(rows, distinct, group.q, widths, family.size, between=FLOAT32, stages=stages)
+            total += spectral_work(rows, distinct, group.q, widths, family.size, between=BFLOAT16, stages=stages)
             launches += 1 + len(set(widths))
         else:
             # One projection for all of them, turned to float32.

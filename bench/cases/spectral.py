@@ -9,7 +9,7 @@ import torch
 from bench.cases import exact
 from bench.cases.common import Bank, Cell, Operator, Place, Trial, contents, distinct, owners, relative
 from bench.cases.grids import first, inputs, single_rows, small
-from bench.roofline import FLOAT32, analysis_work, spectral_bytes, spectral_work, synthesis_work
+from bench.roofline import analysis_work, spectral_bytes, spectral_work, synthesis_work
 from bench.timing import Run
 
 from overtone.kernels import CsrCore, DctFrame, SparseRows, compress, sparse_core
@@ -98,7 +98,7 @@ class Setting:
 
     def z(self) -> torch.Tensor:
         """NaN: whatever is read and was not written shows."""
-        return torch.full((self.cell.rows, self.cell.q), torch.nan, dtype=torch.float32, device=self.place.device)
+        return torch.full((self.cell.rows, self.cell.q), torch.nan, dtype=self.place.dtype, device=self.place.device)
 
     def analyse(self, i: int, z: torch.Tensor) -> None:
         config = analyse_config(self.cell.q, self.cell.rows, self.place.capability)
@@ -176,7 +176,7 @@ def analysis(cell: Cell, place: Place) -> Trial:
     work = analysis_work(cell.rows, cell.q, place.itemsize)
     sets = place.sets(work.bytes)
     x, forward = place.randn(sets, cell.rows, cell.q), plan_of(cell.q, place, inverse=False)
-    z = torch.full((sets, cell.rows, cell.q), torch.nan, dtype=torch.float32, device=place.device)
+    z = torch.full((sets, cell.rows, cell.q), torch.nan, dtype=place.dtype, device=place.device)
     rows = torch.arange(cell.rows, device=place.device)
     batch, frame = Rows(rows, torch.zeros_like(rows)), DctFrame(cell.q, place.device)
     config = analyse_config(cell.q, cell.rows, place.capability)
@@ -201,7 +201,7 @@ def synthesis(cell: Cell, place: Place) -> Trial:
         setting.analyse(i, one)
     work = synthesis_work(cell.rows, distinct(cell), cell.q, cell.widths, cell.size, place.itemsize)
     ours = Run(lambda i: setting.synthesise(i, z[i], setting.y[i]), setting.sets)
-    return Trial(ours, setting.error, work, setting.footprint + cell.rows * cell.q * FLOAT32)
+    return Trial(ours, setting.error, work, setting.footprint + cell.rows * cell.q * place.itemsize)
 
 
 _SIZES = (1000, 3000)

@@ -63,7 +63,7 @@ def test_works() -> None:
     one = spectral_work(1, 1, 4096, (1024, 1024), 1000)
     assert one.flops == 2_097_152 + 2 * (262_144 + 2000)
     assert one.bytes == 4096 * 2 + 2 * 2 * 2048 + 2 * spectral_bytes(1000, 1024)
-    assert synthesis_work(1, 0, 4096, (1024,), 1000).bytes == 4 * 1000 + 2 * 2 * 1024
+    assert synthesis_work(1, 0, 4096, (1024,), 1000).bytes == 2 * 1000 + 2 * 2 * 1024
     assert materialise_work(1000, 4096, 4096) == Work(2 * 4096 * 4096 * 2, 2.0 * 1000 * 4096 * 4096)
     assert decode_attention_work(3, 1000, 32, 8, 128).bytes == 3 * (2 * 1000 * 8 * 128 * 2 + 2 * 32 * 128 * 2)
     assert prompt_attention_work(3, 1, 1, 2).flops == 4 * 2 * (1 + 2 + 3)

@@ -21,14 +21,13 @@ Case: TypeAlias = tuple[str, Any, dict[str, str], dict[str, Any], int, frozenset
 """Name, kernel, types, constants, warps, and which numbers are multiples of 16."""
 
 KINDS = {
-    **dict.fromkeys(("x_ptr", "y_ptr", "f_ptr", "m_ptr", "inner_f_ptr", "u_ptr"), "*bf16"),
+    **dict.fromkeys(("x_ptr", "y_ptr", "f_ptr", "m_ptr", "inner_f_ptr", "u_ptr", "z_ptr"), "*bf16"),
     **dict.fromkeys(("rows_ptr", "directories_ptr", "columns_ptr"), "*i64"),
     **dict.fromkeys(("words_ptr", "slots_ptr"), "*i32"),
-    **dict.fromkeys(("z_ptr", "t_ptr", "inner_t_ptr"), "*fp32"),
+    **dict.fromkeys(("t_ptr", "inner_t_ptr"), "*fp32"),
     **{"shorts_ptr": "*i16", "octets_ptr": "*u8", "values_ptr": "*fp16"},
     **dict.fromkeys(("tokens", "x_stride", "y_stride", "size", "cut", "padded", "inputs", "blocks", "layers"), "i32"),
 }
-IN_OPERANDS = {**KINDS, "z_ptr": "*bf16"}
 ROUND = frozenset({"x_stride", "y_stride", "size", "padded", "inputs", "blocks"})
 
 
@@ -52,7 +51,7 @@ def _all(capability: int) -> Iterator[Case]:
             yield _analyse(size, configs.analyse_tiles_config(size, capability), dct, TILE)
             yield _inverse(size, configs.inverse_tiles_config(size, capability), dct)
     core = configs.core_tiles_config(capability)
-    yield "core of tiles", tiles._core_tiles, IN_OPERANDS, {"BLOCK_B": core.block_b}, core.warps, ROUND
+    yield "core of tiles", tiles._core_tiles, KINDS, {"BLOCK_B": core.block_b}, core.warps, ROUND
 
 
 def _analyse(size: int, config: AnalyseConfig, dct: bool, together: int) -> Case:
@@ -60,8 +59,8 @@ def _analyse(size: int, config: AnalyseConfig, dct: bool, together: int) -> Case
         "N2": _whole(size), "DCT": dct, "THREE": three_stages(size), "TOGETHER": together, "BLOCK_T": config.block_t,
         "BLOCK_K": config.block_k, "BLOCK_N": config.block_n,
     }  # fmt: skip
-    kinds, name = (KINDS, "analyse") if together == 1 else (IN_OPERANDS, "analyse tiles")
-    return f"{name} {size} {config}", analyse._analyse, kinds, constants, config.warps, ROUND
+    name = "analyse" if together == 1 else "analyse tiles"
+    return f"{name} {size} {config}", analyse._analyse, KINDS, constants, config.warps, ROUND
 
 
 def _synthesise(size: int, config: SynthesiseConfig, dct: bool) -> Case:

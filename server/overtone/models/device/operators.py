@@ -103,7 +103,8 @@ class Operators:
         if z is None:
             plan = self._plans.of(kind, inputs, inverse=False)
             assert plan is not None
-            z = analysed[kind] = torch.empty(count, inputs, dtype=torch.float32, device=self._device)
+            # In the operands' dtype: half the bytes, and the products round to it anyway.
+            z = analysed[kind] = torch.empty(count, inputs, dtype=self._plans.dtype, device=self._device)
             analyse(plan, x, rows.decoded, z, configs.analyse_config(inputs, count, self._capability))
         plan = self._plans.of(kind, size, inverse=True)
         assert plan is not None
