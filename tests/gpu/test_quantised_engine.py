@@ -45,7 +45,7 @@ def served(base: BaseModel, work: list[tuple[list[int], Path | None]]) -> tuple[
 def test_mixed_families_then_one(base: BaseModel, reference: MergedReference, tmp_path: Path) -> None:
     """Every family in one batch; then one adapter alone for as long as would have it merged into other weights."""
     folders = tiny_folders(base, tmp_path)
-    lengths = [19, 3, 26, 5, 9]
+    lengths = [19, 3, 26, 5, 9, 4]
     ids = [[(7 * i + 3 * j) % 255 + 1 for j in range(n)] for i, n in enumerate(lengths)]
     mixed = list(zip(ids, [*folders.values(), None], strict=True))
     alone = [(ids[0], folders["loca"]), (ids[2], folders["loca"]), (ids[0][::-1], folders["loca"])]
