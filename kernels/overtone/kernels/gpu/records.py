@@ -12,9 +12,10 @@ begin at multiples of `ALIGNMENT` words. Several slots may name one record.
 
 Each part is filled up to a word, the numbers of pairs to `ALIGNMENT` words. A spectral core's entries are sorted by row,
 in the order of the transform's places; 16 consecutive places are a block, and `ends` says before which entry each block
-begins, and the last one ends (blocks + 1 of them). That is smaller than row pointers where a core has fewer entries than
-rows, and smaller than coordinates everywhere, and a tile of 16 places is found without a search. Entry i is values[i] *
-scale: float32 values have scale 1, 16-bit ones (float16, whatever the arena's numbers) are at most 1.
+begins, and the last one ends (blocks + 1 of them). That is smaller than 16-bit row pointers where a core has fewer than
+15 entries for 8 rows, and than 16-bit coordinates where it has more than one for 8 rows, and a tile of 16 places is found
+without a search. Entry i is values[i] * scale: float32 values have scale 1, 16-bit ones (float16, whatever the arena's
+numbers) are at most 1.
 """
 
 from __future__ import annotations
