@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from overtone.api.server import Server
 from overtone.client import DeadlineExceeded, Draining, EngineError, EngineStarting, QueueFull
 from support.adapters import make_loca_folder
 from support.server import ThreadServer
@@ -180,6 +181,13 @@ def test_drain_lets_streams_finish_and_refuses_new_calls(tmp_path: Path) -> None
     assert streams.counts == [60, 60]
 
 
+async def _told(server: Server) -> None:
+    """Clients hear of it a moment before the server's own loop does."""
+    await server.died.wait()
+    assert server._farewell is not None
+    await server._farewell
+
+
 def test_a_dead_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadServer(tmp_path / "store", tiny_base()) as server:
         streams = Streams(server.address, [None], new_tokens=400)
@@ -191,7 +199,7 @@ def test_a_dead_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(server.server.backend.engine._scheduler, "schedule", broken)
         with pytest.raises(AssertionError, match="engine has failed"):
             streams.join()
-        assert server.server.died.is_set()
+        server.call(_told(server.server))
         with server.client() as client, pytest.raises(EngineError):
             client.generate("abc")
         for service in ("", *SERVICES):
