@@ -53,11 +53,17 @@ def place_tokens(
 ) -> PagedBatch:
     """Where the step's tokens read and write the cache (layers, slots, 2, kv_heads, head_dim); windows: one a layer;
     canonical: in groups whose shapes do not depend on the batch; native: see `PagedBatch`."""
-    spans, start = [], 0
-    for chunk in plan.chunks:
-        spans.append(Span(start, chunk.length, chunk.sequence.computed, chunk.sequence.pages))
-        start += chunk.length
+    spans = spans_of(plan)
     if canonical:
         prompts = [len(chunk.sequence.request.prompt_ids) for chunk in plan.chunks]
         return CanonicalBatch(cache, page_tokens, spans, windows, prompts, native)
     return PagedBatch(cache, page_tokens, spans, windows, native)
+
+
+def spans_of(plan: StepPlan) -> list[Span]:
+    """Of all chunks, in the plan's order."""
+    spans, start = [], 0
+    for chunk in plan.chunks:
+        spans.append(Span(start, chunk.length, chunk.sequence.computed, chunk.sequence.pages))
+        start += chunk.length
+    return spans

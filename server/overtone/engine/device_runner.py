@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from overtone.engine.batch import pack_tokens
+from overtone.engine.batch import pack_tokens, spans_of
 from overtone.engine.config import EngineConfig
 from overtone.engine.decode_inputs import DecodeInputs
 from overtone.engine.decode_passes import DecodePasses
@@ -36,7 +36,6 @@ from overtone.models.device.pool import DevicePool, OnDevice
 from overtone.models.device.rows import Run, kind_rows, uses_of
 from overtone.models.device.step import DeviceStep, Steps
 from overtone.models.lanes import Segment
-from overtone.models.paged import Span
 
 log = logging.getLogger(__name__)
 
@@ -129,13 +128,14 @@ class DeviceRunner:
         self, plan: StepPlan, adapters: Sequence[OnDevice | None], others: Mapping[Hashable, AdapterDeltas]
     ) -> torch.Tensor:
         packed = pack_tokens(plan, self._base.device)
-        spans, slots = self._spans(plan)
+        spans, size = spans_of(plan), self._config.page_tokens
+        slots = [slot for span in spans for slot in span.slots(size)]
         slot = self._base.slot
         slot.step, slot.head = self._steps(plan, adapters, others)
         decoding = DecodeInputs(
             len(plan.decodes),
-            max((-(-spans[row].end // self._config.page_tokens) for row in range(len(plan.decodes))), default=0),
-            self._config.page_tokens,
+            max((-(-span.end // size) for span in spans[: len(plan.decodes)]), default=0),
+            size,
             self._base.device,
         )
         if plan.decodes:
@@ -143,23 +143,10 @@ class DeviceRunner:
         paged = self._forward.paged(
             torch.tensor(slots, dtype=torch.int64, device=self._base.device),
             decoded=decoding.seen if plan.decodes else None,
-            longest=decoding.pages * self._config.page_tokens,
+            longest=decoding.pages * size,
             chunks=chunks_of(spans[len(plan.decodes) :], self._base.device),
         )
         return self._forward.logits(packed.input_ids, packed.position_ids, packed.logit_rows, paged)
-
-    def _spans(self, plan: StepPlan) -> tuple[list[Span], list[int]]:
-        """Of all chunks, and where their tokens are written."""
-        spans: list[Span] = []
-        slots: list[int] = []
-        size, start = self._config.page_tokens, 0
-        for chunk in plan.chunks:
-            past, pages = chunk.sequence.computed, chunk.sequence.pages
-            end = past + chunk.length
-            spans.append(Span(start, chunk.length, past, pages[: -(-end // size)]))
-            slots += (pages[place // size] * size + place % size for place in range(past, end))
-            start += chunk.length
-        return spans, slots
 
     def _steps(
         self, plan: StepPlan, adapters: Sequence[OnDevice | None], others: Mapping[Hashable, AdapterDeltas]

@@ -121,7 +121,7 @@ class Scheduler:
         if plan.prefills or set(sequences) != set(self.running) or self._may_admit:
             return None
         going_on = [s for s in sequences if len(s.output_ids) + 1 < s.request.stopping.max_new_tokens]
-        missing = [max(0, self.pages.pages_for(s.num_tokens + 1) - len(s.pages)) for s in going_on]
+        missing = [self._missing(sequence, ahead=1) for sequence in going_on]
         if not going_on or not self.pages.can_allocate(sum(missing)):
             return None
         fresh: list[int] = []
@@ -203,13 +203,17 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence) -> bool:
         """Gives `sequence` the pages for all its tokens, or none."""
-        missing = max(0, self.pages.pages_for(sequence.num_tokens) - len(sequence.pages))
+        missing = self._missing(sequence)
         if not self.pages.can_allocate(missing):
             return False
         pages = self.pages.allocate(missing)
         sequence.pages += pages
         self._fresh += pages
         return True
+
+    def _missing(self, sequence: Sequence, ahead: int = 0) -> int:
+        """Pages that it has not yet, for all its tokens. ahead: tokens not known yet."""
+        return max(0, self.pages.pages_for(sequence.num_tokens + ahead) - len(sequence.pages))
 
     def _charge(self, sequence: Sequence, ahead: int = 0) -> None:
         """For its tokens that are new: neither charged before nor found in the cache. ahead: tokens not known yet."""

@@ -28,9 +28,6 @@ class Output(NamedTuple):
 class AddsAdapters(Protocol):
     """One forward pass's view of the adapters: what the adapted layers ask."""
 
-    @property
-    def empty(self) -> bool: ...
-
     def reads_output(self, module: str) -> bool:
         """Whether `add` needs what `module` itself answers, nothing added to it yet."""
 

@@ -31,6 +31,11 @@ class Span:
         """How many tokens of the sequence the cache then holds."""
         return self.past + self.tokens
 
+    def slots(self, page_tokens: int) -> Iterable[int]:
+        """Where its tokens are written."""
+        for position in range(self.past, self.end):
+            yield self.pages[position // page_tokens] * page_tokens + position % page_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -91,7 +96,7 @@ class PagedBatch:
         self._groups: dict[tuple[int | None, bool], list[Group]] = {}
         self._rows: dict[int | None, SeenRows | None] = {}
         self._spans = spans
-        slots = [slot for span in spans for slot in _slots(span, page_tokens)]
+        slots = [slot for span in spans for slot in span.slots(page_tokens)]
         self.write_slots = torch.tensor(slots, dtype=torch.int64, device=cache.device)
 
     def of_layer(self, layer: int) -> torch.Tensor:
@@ -129,7 +134,7 @@ class PagedBatch:
         size = self.native.part_keys
         first = [0 if window is None else max(0, position + 1 - window) for _, position in singles]
         last = [position + 1 for _, position in singles]
-        table = _padded([span.pages[: position // self.page_tokens + 1] for span, position in singles])
+        table = page_table([span.pages[: position // self.page_tokens + 1] for span, position in singles])
         packed = [span.start + position - span.past for span, position in singles]
         tokens, seen_from, seen_to, pages = (
             torch.tensor(one, dtype=torch.int64) for one in (packed, first, last, table)
@@ -150,7 +155,7 @@ class PagedBatch:
         real = order < tokens
         # The first page that a query sees.
         first = [0 if window is None else max(0, span.past - window + 1) // size for span in spans]
-        pages = _padded([span.pages[start : -(-span.end // size)] for start, span in zip(first, spans, strict=True)])
+        pages = page_table([span.pages[start : -(-span.end // size)] for start, span in zip(first, spans, strict=True)])
         table = torch.tensor(pages, dtype=torch.int64, device=device)
         keys = max(span.end - start * size for start, span in zip(first, spans, strict=True))
         mask = None
@@ -173,12 +178,6 @@ class PagedBatch:
 Paged: TypeAlias = PagedBatch | PagedElsewhere
 
 
-def _slots(span: Span, size: int) -> Iterable[int]:
-    """Where the span's tokens are written."""
-    for position in range(span.past, span.end):
-        yield span.pages[position // size] * size + position % size
-
-
 def _buckets(spans: Sequence[Span], size: int) -> list[list[Span]]:
     """Spans by the powers of two that their tokens and their pages fit in: padding at most doubles what is read along
     either, so one long sequence does not make all others as dear as itself."""
@@ -189,6 +188,7 @@ def _buckets(spans: Sequence[Span], size: int) -> list[list[Span]]:
     return list(buckets.values())
 
 
-def _padded(tables: Sequence[Sequence[int]]) -> list[list[int]]:
+def page_table(tables: Sequence[Sequence[int]]) -> list[list[int]]:
+    """One row each, the shorter ones filled up with page 0."""
     longest = max(map(len, tables))
     return [[*table, *[0] * (longest - len(table))] for table in tables]

@@ -67,6 +67,7 @@ class Packer:
     def __init__(self, modules: Mapping[str, tuple[int, int]], plans: Plans) -> None:
         self._plans, self._modules = plans, modules
         self.slots = {name: slot for slot, name in enumerate(modules)}
+        self._uses: dict[frozenset[Use], frozenset[Use]] = {}  # of equal sets one object
         # Places are the same on any device: packing needs no tables there.
         self._places = Plans(torch.float32, torch.device("cpu"))
 
@@ -89,7 +90,8 @@ class Packer:
                     record = made[id(term.core)] = self._record(use, term)
                 kinds.setdefault(use.kind, {})[self.slots[module]] = record
                 uses.add(use)
-        return Packed(extent_of(len(self.slots), kinds), frozenset(uses), projections)
+        agreed = self._uses.setdefault(frozenset(uses), frozenset(uses))
+        return Packed(extent_of(len(self.slots), kinds), agreed, projections)
 
     def _use(self, module: str, term: PreparedTerm) -> Use | None:
         core, frames = term.core, (term.analysis.kind, term.synthesis.kind)

@@ -18,7 +18,7 @@ from overtone.kernels.gpu.attend_prefill import Spans, SpanTiles, attend_prefill
 from overtone.kernels.gpu.scoring import Scoring
 from overtone.kernels.gpu.varlen import VarlenAttention
 from overtone.models.attend import Softmax
-from overtone.models.paged import Span
+from overtone.models.paged import Span, page_table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,8 +145,7 @@ def chunks_of(spans: Sequence[Span], device: torch.device) -> Chunks | None:
     """Of spans of prompts; None if there are none."""
     if not spans:
         return None
-    longest = max(len(span.pages) for span in spans)
-    table = [[*span.pages, *[0] * (longest - len(span.pages))] for span in spans]
+    table = page_table([span.pages for span in spans])
     begins = [span.start for span in spans]
     ends = [span.start + span.tokens - spans[0].start for span in spans]
     shapes = [(span.tokens, span.past) for span in spans]

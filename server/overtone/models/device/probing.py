@@ -10,7 +10,7 @@ from overtone.kernels.gpu.attend_decode import SeenKeys
 from overtone.kernels.gpu.varlen import VarlenAttention
 from overtone.models.device.paged import DevicePaged, chunks_of
 from overtone.models.layout import AttentionLayout
-from overtone.models.paged import Paged, Span
+from overtone.models.paged import Paged, Span, page_table
 from overtone.models.probe import PAGE_TOKENS, PAGES
 
 
@@ -25,7 +25,7 @@ def probed_cache(
         assert list(spans[: len(singles)]) == singles
         return DevicePaged(
             cache,
-            torch.tensor([slot for span in spans for slot in _slots(span)], device=cache.device),
+            torch.tensor([slot for span in spans for slot in span.slots(PAGE_TOKENS)], device=cache.device),
             attends.windows,
             capability,
             decoded=_seen(singles, cache.device),
@@ -37,18 +37,11 @@ def probed_cache(
     return place
 
 
-def _slots(span: Span) -> list[int]:
-    places = range(span.past, span.end)
-    return [span.pages[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in places]
-
-
 def _seen(singles: Sequence[Span], device: torch.device) -> SeenKeys | None:
     if not singles:
         return None
-    longest = max(len(span.pages) for span in singles)
-    table = [[*span.pages, *[0] * (longest - len(span.pages))] for span in singles]
     return SeenKeys(
         torch.tensor([span.start for span in singles], device=device),
         torch.tensor([span.end for span in singles], device=device),
-        torch.tensor(table, device=device),
+        torch.tensor(page_table([span.pages for span in singles]), device=device),
     )

@@ -36,7 +36,9 @@ class KindRows:
 
 def uses_of(adapters: Iterable[OnDevice | None]) -> frozenset[Use]:
     """What any of them changes, and how."""
-    return frozenset(chain.from_iterable({one.uses for one in adapters if one is not None}))
+    distinct = {one.uses for one in adapters if one is not None}
+    # Mostly they agree, and then in one object (`Packer`), whose hash is known: this is asked at every step.
+    return next(iter(distinct)) if len(distinct) == 1 else frozenset(chain.from_iterable(distinct))
 
 
 def kinds_of(uses: Iterable[Use]) -> Mapping[str, Mapping[str, int]]:

@@ -28,10 +28,6 @@ class DeviceStep:
         self._input: torch.Tensor | None = None
         self._analysed: dict[str, torch.Tensor] = {}
 
-    @property
-    def empty(self) -> bool:
-        return not self._kinds
-
     def reads_output(self, module: str) -> bool:
         """No kernel here needs what the layer answers."""
         return False
@@ -66,10 +62,6 @@ class Steps:
 
     def __init__(self, steps: Sequence[DeviceStep | AdapterStep]) -> None:
         self._steps = steps
-
-    @property
-    def empty(self) -> bool:
-        return all(step.empty for step in self._steps)
 
     def reads_output(self, module: str) -> bool:
         return any(step.reads_output(module) for step in self._steps)
