@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from overtone.adapters import AdapterStore
+from overtone.adapters.upload import Upload
 from overtone.errors import BaseModelMismatch, ConfigError, StoreCorrupted, StoreFailed
 from support.adapters import BASE, SHAPES, make_loca_folder, open_store, put
 
@@ -153,7 +154,9 @@ def test_a_broken_pinned_adapter_does_not_stop_the_start(
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open"])
-def test_a_disk_that_refuses(store: AdapterStore, loca: Make, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_disk_that_refuses(
+    store: AdapterStore, loca: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     put(store, loca(1), "a")
 
     def full(*args: object, **kwargs: object) -> None:
@@ -163,7 +166,7 @@ def test_a_disk_that_refuses(store: AdapterStore, loca: Make, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(os if call == "fsync" else Path, call, full)
         with pytest.raises(StoreFailed, match="No space left on device") as caught:
-            put(store, folder, "b") if call != "open" else store.begin_upload().write("adapter_config.json", b"{}")
+            put(store, folder, "b") if call != "open" else Upload(tmp_path, 100, 0).write("adapter_config.json", b"{}")
     assert "secret" not in str(caught.value)
     assert [record.id for record in store.list(0, "")[0]] == ["a"]
     assert len(list((store._config.root / "adapters" / "blobs").rglob("*.safetensors"))) == 1

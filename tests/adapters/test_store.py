@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from overtone.adapters import AdapterStore
+from overtone.adapters import AdapterFiles, AdapterStore
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.lease import Share
 from overtone.adapters.store import Wanted
+from overtone.adapters.upload import Upload
 from overtone.errors import (
     AdapterExists,
     AdapterMemoryFull,
@@ -377,3 +378,16 @@ def test_drawn_matrices_count_like_uploaded_bytes(tmp_path: Path) -> None:
         assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 3
         wider.delete("b")
         assert not list((tmp_path / "store").rglob("*.safetensors"))
+
+
+def test_an_upload_that_outgrows_memory_goes_to_the_disk(tmp_path: Path) -> None:
+    with Upload(tmp_path, 100, in_memory_bytes=10) as upload:
+        upload.write("adapter_config.json", b"12345")
+        assert upload.quick(5)
+        assert not upload.quick(6)
+        assert not list(tmp_path.iterdir())
+        upload.write("adapter_model.safetensors", b"123456")
+        upload.write("adapter_model.safetensors", b"789")
+        assert len(list(tmp_path.iterdir())) == 1
+        assert upload.read() == AdapterFiles(b"12345", b"123456789")
+    assert not list(tmp_path.iterdir())
