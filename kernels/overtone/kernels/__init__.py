@@ -20,6 +20,7 @@ from overtone.kernels.cores import (
 )
 from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
+from overtone.kernels.packed import PackedDeltas, PackedLayout, PackedPatterns, PackedTerm, packed_nbytes
 from overtone.kernels.prepared import PreparedCore, PreparedLowRank, prepare, prepared_nbytes
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
 from overtone.kernels.sparse_rows import SparseRows, SparseTable
@@ -58,6 +59,10 @@ __all__ = [
     "KroneckerCore",
     "LowRankCore",
     "ModulatedCore",
+    "PackedDeltas",
+    "PackedLayout",
+    "PackedPatterns",
+    "PackedTerm",
     "PatternCache",
     "PreparedCore",
     "PreparedLowRank",
@@ -72,6 +77,7 @@ __all__ = [
     "block_dft",
     "compress",
     "numbers_of",
+    "packed_nbytes",
     "prepare",
     "prepared_nbytes",
     "projection",
