@@ -1,6 +1,6 @@
 """Frames and cores as operators: for each a plain reference, a fast path, one dispatcher. Knows no adapter family."""
 
-from overtone.kernels.compose import Composer, PreparedTerm
+from overtone.kernels.compose import Composer, PreparedTerm, ResidentDelta
 from overtone.kernels.cores import (
     CirculantCore,
     Core,
@@ -20,7 +20,7 @@ from overtone.kernels.cores import (
 )
 from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
-from overtone.kernels.packed import PackedDeltas, PackedLayout, PackedPatterns, PackedTerm, packed_nbytes
+from overtone.kernels.packed import PackedDeltas, PackedLayout, PackedPatterns, PackedTerm, packed_nbytes, packed_sum
 from overtone.kernels.prepared import PreparedCore, PreparedLowRank, prepare, prepared_nbytes
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
 from overtone.kernels.sparse_rows import SparseRows, SparseTable
@@ -67,6 +67,7 @@ __all__ = [
     "PreparedCore",
     "PreparedLowRank",
     "PreparedTerm",
+    "ResidentDelta",
     "SharedMatrix",
     "SparseCore",
     "SparsePattern",
@@ -78,6 +79,7 @@ __all__ = [
     "compress",
     "numbers_of",
     "packed_nbytes",
+    "packed_sum",
     "prepare",
     "prepared_nbytes",
     "projection",

@@ -33,6 +33,13 @@ class PreparedTerm:
     gain: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ResidentDelta:
+    """A `Delta` ready to be applied."""
+
+    terms: tuple[PreparedTerm, ...]
+
+
 class Composer:
     """Sums deltas of many layers. A core that serves several layers is scaled and added once, and serves them still."""
 
