@@ -150,12 +150,11 @@ def test_a_broken_inline_adapter_is_refused_like_an_upload(store: AdapterStore, 
 
 
 def test_temporary_adapters_are_evicted_first(tmp_path: Path, folders: dict[str, Path]) -> None:
-    sizes = open_store(tmp_path / "sizes")
-    nbytes = {}
-    for name, folder in folders.items():
-        put(sizes, folder, name)
-        nbytes[name] = sizes._catalogue.resolve(name)[1]
-    store = open_store(tmp_path / "small", memory_bytes=nbytes["a"] + nbytes["b"] + nbytes["c"] - 1)
+    large = open_store(tmp_path / "large")
+    for name in ("a", "b", "c"):
+        put(large, folders[name], name)
+        large.acquire(name).release()
+    store = open_store(tmp_path / "small", memory_bytes=large.stats().resident_bytes - 1)
     for name in ("a", "b"):
         put(store, folders[name], name)
     store.acquire("a").release()

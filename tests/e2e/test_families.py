@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from overtone.adapters import ParserContext, parse_adapter
+from overtone.adapters import ParserContext, ResidentDelta, parse_adapter
 from overtone.adapters.projectors import Projectors
-from overtone.adapters.resident import ResidentDelta, make_resident
+from overtone.adapters.resident import make_resident
 from overtone.api.backend import describe
 from overtone.models.base import BaseModel
 from support.adapters import adapter_files

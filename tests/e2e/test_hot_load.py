@@ -12,6 +12,7 @@ import pytest
 
 from overtone.adapters import store as store_module
 from overtone.client import AdapterNotFound, Client
+from support.deltas import numbers_of
 from support.reference import MergedReference
 from support.server import ThreadServer
 from support.traffic import Streams, make_adapters
@@ -102,14 +103,14 @@ def test_a_deleted_adapter_leaves_memory(tiny_server: ThreadServer, tmp_path: Pa
     with tiny_server.client() as client:
         client.adapters.load(folder, id="x")
         with tiny_server.server.backend.store.acquire("x") as lease:
-            core = weakref.ref(next(iter(lease.adapter.deltas.values())).terms[0].core.values)
+            numbers = weakref.ref(numbers_of(lease.adapter.deltas))
         del lease
         client.generate("abc", adapter="x", max_new_tokens=4, ignore_eos=True)
-        assert core() is not None
+        assert numbers() is not None
         client.adapters.delete("x")
         for _ in range(200):
             gc.collect()
-            if core() is None:
+            if numbers() is None:
                 break
             time.sleep(0.05)
-        assert core() is None, "somebody still holds the adapter's tensors"
+        assert numbers() is None, "somebody still holds the adapter's tensors"

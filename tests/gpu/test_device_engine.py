@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from overtone.adapters.resident import ResidentDelta
+from overtone.adapters import ResidentDelta
 from overtone.engine.device_runner import DeviceRunner
 from overtone.engine.engine import Engine
 from overtone.engine.flight import Choice

@@ -19,7 +19,7 @@ from overtone.models.adapted import AdaptedLinear, StepSlot, wrap_layers
 from overtone.models.adapter_rows import AdapterRows
 from overtone.models.adapter_step import AdapterStep
 from overtone.models.lanes import Segment
-from support.deltas import RandomAdapter, merge, random_adapter
+from support.deltas import RandomAdapter, merge, numbers_of, random_adapter
 from support.recorder import Recorder, drip
 from support.requests import make_request
 from support.tiny import tiny_base, tiny_model
@@ -171,23 +171,25 @@ def test_only_rows_that_changed_are_prepared_anew() -> None:
     assert sorted(rows.decodes.lane(DCT).rows) == [1, 2]
 
 
-def test_nothing_is_kept_of_an_adapter_that_left() -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["by module", "packed"])
+def test_nothing_is_kept_of_an_adapter_that_left(packed: bool) -> None:
     rows = AdapterRows(torch.device("cpu"))
-    wide, every = random_adapter(SHAPES, WIDE, seed=1).deltas, random_adapter(SHAPES, ALL, seed=2).deltas
+    wide, every = (random_adapter(SHAPES, names, seed=1, packed=packed).deltas for names in (WIDE, ALL))
     rows.decodes.update(rows.outlines.of([wide, every]))
     assert set(rows.decodes.modules) == set(ALL)
     rows.decodes.update(rows.outlines.of([wide, None]))
     assert set(rows.decodes.modules) == set(WIDE)
-    gone = weakref.ref(next(iter(every.values())).terms[0].core.values)
+    gone = weakref.ref(numbers_of(every))
     del every
     assert gone() is None
 
 
-def test_a_batch_of_one_adapter_lets_the_others_go() -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["by module", "packed"])
+def test_a_batch_of_one_adapter_lets_the_others_go(packed: bool) -> None:
     """When all rows come to share a core, the product for many cores goes with the cores that it had."""
     layers, x = Layers(), random_input(9)
-    many = [random_adapter(SHAPES, WIDE, nnz=5, seed=i) for i in range(9)]
-    gone = weakref.ref(many[0].deltas["wide"].terms[0].core.values)
+    many = [random_adapter(SHAPES, WIDE, nnz=5, seed=i, packed=packed) for i in range(9)]
+    gone = weakref.ref(numbers_of(many[0].deltas))
     layers(x, many, [])
     del many
     one = random_adapter(SHAPES, WIDE, nnz=5, seed=99)

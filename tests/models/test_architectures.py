@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from overtone.adapters import ParserContext, parse_adapter
-from overtone.adapters.resident import ResidentDelta, make_resident
+from overtone.adapters import ParserContext, ResidentDelta, parse_adapter
+from overtone.adapters.resident import make_resident
 from overtone.api.backend import describe
 from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine

@@ -138,7 +138,7 @@ def test_least_recently_used_goes_first_and_never_what_the_step_uses() -> None:
         (low_rank("head", 2), True),
         ({}, True),
         (sparse("head", 5), False),
-        (low_rank("b", 1) | sparse("head", 5), False),
+        ({**low_rank("b", 1), **sparse("head", 5)}, False),
     ],
     ids=["pair", "empty", "sparse", "both"],
 )

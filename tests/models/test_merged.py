@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
-from overtone.adapters.resident import ResidentDelta, make_resident
+from overtone.adapters.resident import make_resident
 from overtone.errors import UnsupportedModel
-from overtone.kernels import Delta
+from overtone.kernels import Delta, ResidentDelta
 from overtone.models import packed
 from overtone.models.base import BaseModel, prepare
 from overtone.models.dense_deltas import DenseDeltas

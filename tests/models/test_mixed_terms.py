@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from overtone.adapters.resident import ResidentDelta, make_resident
+from overtone.adapters.resident import make_resident
 from overtone.kernels import (
     IDENTITY,
     WEIGHT,
@@ -18,6 +18,7 @@ from overtone.kernels import (
     DiagonalCore,
     FrameBank,
     LowRankCore,
+    ResidentDelta,
     SharedMatrix,
     Term,
     projection,

@@ -15,7 +15,7 @@ from overtone.models import materialised
 from overtone.models.adapter_rows import AdapterRows, Output
 from overtone.models.adapter_step import AdapterStep
 from overtone.models.lanes import Segment
-from support.deltas import RandomAdapter, random_adapter
+from support.deltas import RandomAdapter, numbers_of, random_adapter
 
 SHAPES = {"wide": (40, 64), "tall": (96, 64), "square": (64, 64)}
 CPU = torch.device("cpu")
@@ -76,27 +76,31 @@ def test_dense_prompts_are_counted_once(native: NativeKernels, monkeypatch: pyte
     assert steps.kept.paths == {"sparse": 1, "prompt": 3, "materialised": 16}
 
 
-def test_modules_that_come_later(native: NativeKernels) -> None:
+@pytest.mark.parametrize("packed", [(), (0,), (1, 2), (0, 1, 2)], ids=str)
+def test_modules_that_come_later(native: NativeKernels, packed: tuple[int, ...]) -> None:
     """An adapter that was there before keeps its shorter list of addresses."""
     steps = Steps(native)
     wide, every, tall = (
-        random_adapter(SHAPES, names, seed=i) for i, names in enumerate([("wide",), tuple(SHAPES), ("tall",)])
+        random_adapter(SHAPES, names, seed=i, packed=i in packed)
+        for i, names in enumerate([("wide",), tuple(SHAPES), ("tall",)])
     )
     for decodes in ([wide], [wide, every], [tall, wide], [every, wide, tall, wide], [wide]):
         steps(decodes, [], list(SHAPES))
         steps(decodes, [(2, wide)], ["wide", "tall"])
 
 
-def test_nothing_is_kept_of_an_adapter_that_left(native: NativeKernels) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["by module", "packed"])
+def test_nothing_is_kept_of_an_adapter_that_left(native: NativeKernels, packed: bool) -> None:
     """Of its addresses not beyond the step that no longer asks for them."""
     steps = Steps(native)
-    gone, other = (random_adapter(SHAPES, tuple(SHAPES), seed=i) for i in range(2))
+    gone, other = (random_adapter(SHAPES, tuple(SHAPES), seed=i, packed=packed) for i in range(2))
     steps([gone, other], [], list(SHAPES))
-    core = weakref.ref(gone.deltas["wide"].terms[0].core.values)
+    numbers = weakref.ref(numbers_of(gone.deltas))
     del gone
+    assert numbers() is not None, "the kernels' table has its address"
     steps([other], [], list(SHAPES))
     gc.collect()
-    assert core() is None
+    assert numbers() is None
     steps([], [], list(SHAPES))
     steps([], [], list(SHAPES))
     assert not steps.kept.native_cores._tables

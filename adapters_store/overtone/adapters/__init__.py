@@ -3,8 +3,9 @@
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapter
 from overtone.adapters.files import AdapterFiles
-from overtone.adapters.resident import ResidentAdapter, ResidentDelta
+from overtone.adapters.resident import ResidentAdapter
 from overtone.adapters.store import AdapterRecord, AdapterStore, Lease, StoreConfig, StoreStats, Upload
+from overtone.kernels import ResidentDelta
 
 __all__ = [
     "AdapterFiles",

@@ -9,28 +9,25 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from overtone.adapters.packing import PackedParts, pack_deltas, packable_nbytes
 from overtone.kernels import (
     Composer,
     CsrCore,
     Delta,
     Frame,
     ModulatedCore,
+    PackedDeltas,
     PreparedCore,
     PreparedTerm,
+    ResidentDelta,
     SharedMatrix,
     SparseCore,
     Term,
+    packed_sum,
     prepare,
     prepared_nbytes,
 )
 from overtone.kernels.sparse import CsrPattern, pattern_key
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ResidentDelta:
-    """A `Delta` ready to be applied."""
-
-    terms: tuple[PreparedTerm, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +48,14 @@ class SharedOnDevice:
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device
         self.patterns: MutableMapping[str, CsrPattern] = WeakValueDictionary()
+        self.packed = PackedParts()
         self._matrices: WeakValueDictionary[str, SharedMatrix] = WeakValueDictionary()
         self._lock = threading.Lock()
+
+    @property
+    def packs(self) -> bool:
+        """Whether adapters of sparse cores are packed: native kernels read them where they lie in the host's memory."""
+        return self.device is None or self.device.type == "cpu"
 
     def matrix(self, host: SharedMatrix) -> SharedMatrix:
         """`host` on the device. A matrix with more rows takes the place of one with fewer."""
@@ -79,6 +82,9 @@ def make_resident(
 ) -> ResidentAdapter:
     """`deltas` in the form that the engine applies, in the memory of a device; None: the CPU."""
     place = on_device or SharedOnDevice()
+    packed = pack_deltas(deltas, place.packed) if place.packs else None
+    if packed is not None:
+        return packed_resident(digest, family, packed)
     prepared: dict[int, PreparedCore] = {}  # one core may serve many modules
     shared: dict[str, int] = {}
     ready = {}
@@ -99,8 +105,16 @@ def make_resident(
     return ResidentAdapter(digest, family, ready, _own_bytes(ready), shared)
 
 
+def packed_resident(digest: str, family: str, deltas: PackedDeltas) -> ResidentAdapter:
+    """What adapters share, the layout and patterns with a key, is counted as such."""
+    return ResidentAdapter(digest, family, deltas, deltas.nbytes, _shared_parts(deltas))
+
+
 def resident_nbytes(deltas: Mapping[str, Delta]) -> int:
-    """`make_resident(...).nbytes`, without making it."""
+    """`make_resident(...).nbytes` on the CPU, without making it."""
+    packed = packable_nbytes(deltas)
+    if packed is not None:
+        return packed
     terms = [term for delta in deltas.values() for term in delta.terms]
     cores = {id(term.core): term.core for term in terms}
     gains = sum(term.gain.numel() for term in terms if term.gain is not None)
@@ -112,6 +126,9 @@ def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAd
 
     key: what stands for its digest. What the parts share they share with the mix.
     """
+    packed = packed_sum([(weight, adapter.deltas) for weight, adapter in shares])
+    if packed is not None:
+        return packed_resident(key, "mix", packed)
     modules = sorted({name for _, adapter in shares for name in adapter.deltas})
     composer = Composer()
     deltas = {
@@ -148,3 +165,9 @@ def matrices_of(term: Term) -> Iterator[SharedMatrix]:
 
 def _shared_bytes(term: Term) -> dict[str, int]:
     return {m.key: m.matrix.numel() * m.matrix.element_size() for m in matrices_of(term)}
+
+
+def _shared_parts(deltas: PackedDeltas) -> dict[str, int]:
+    layout, patterns = deltas.layout, deltas.patterns
+    shared = {f"layout {id(layout)}": layout.nbytes}  # another has the id only when no adapter has this layout any more
+    return shared | {f"packed {patterns.key}": patterns.nbytes} if patterns.key else shared

@@ -1,6 +1,6 @@
 """Frames and cores as operators: for each a plain reference, a fast path, one dispatcher. Knows no adapter family."""
 
-from overtone.kernels.compose import Composer, PreparedTerm
+from overtone.kernels.compose import Composer, PreparedTerm, ResidentDelta
 from overtone.kernels.cores import (
     CirculantCore,
     Core,
@@ -20,6 +20,7 @@ from overtone.kernels.cores import (
 )
 from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
+from overtone.kernels.packed import PackedDeltas, PackedLayout, PackedPatterns, PackedTerm, packed_nbytes, packed_sum
 from overtone.kernels.prepared import PreparedCore, PreparedLowRank, prepare, prepared_nbytes
 from overtone.kernels.sparse import CsrCore, PatternCache, compress
 from overtone.kernels.sparse_rows import SparseRows, SparseTable
@@ -58,10 +59,15 @@ __all__ = [
     "KroneckerCore",
     "LowRankCore",
     "ModulatedCore",
+    "PackedDeltas",
+    "PackedLayout",
+    "PackedPatterns",
+    "PackedTerm",
     "PatternCache",
     "PreparedCore",
     "PreparedLowRank",
     "PreparedTerm",
+    "ResidentDelta",
     "SharedMatrix",
     "SparseCore",
     "SparsePattern",
@@ -72,6 +78,8 @@ __all__ = [
     "block_dft",
     "compress",
     "numbers_of",
+    "packed_nbytes",
+    "packed_sum",
     "prepare",
     "prepared_nbytes",
     "projection",

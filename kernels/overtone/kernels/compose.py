@@ -19,7 +19,7 @@ from overtone.kernels.prepared import (
     PreparedLowRank,
     PreparedModulated,
 )
-from overtone.kernels.sparse import CsrCore, CsrPattern, csr_core, csr_pattern
+from overtone.kernels.sparse import CsrCore, CsrPattern
 from overtone.kernels.types import Frame, FrameKind
 
 
@@ -31,6 +31,13 @@ class PreparedTerm:
     core: PreparedCore
     synthesis: Frame
     gain: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResidentDelta:
+    """A `Delta` ready to be applied."""
+
+    terms: tuple[PreparedTerm, ...]
 
 
 class Composer:
@@ -77,7 +84,7 @@ class Composer:
 def scaled(core: PreparedCore, weight: float) -> PreparedCore:
     """weight K; what does not depend on the weight is shared with `core`."""
     if isinstance(core, CsrCore):
-        return csr_core(core.pattern, core.values * weight, shared=core.shared)
+        return CsrCore(core.pattern, core.values * weight, shared=core.shared)
     if isinstance(core, PreparedLowRank):
         return replace(core, up=core.up * weight)
     if isinstance(core, PreparedDense):
@@ -126,14 +133,14 @@ def _sum_of_cores(first: PreparedCore, second: PreparedCore) -> PreparedCore | N
 
 def _sum_of_sparse(first: CsrCore, second: CsrCore) -> CsrCore:
     if first.pattern is second.pattern:
-        return csr_core(first.pattern, first.values + second.values, shared=first.shared)
+        return CsrCore(first.pattern, first.values + second.values, shared=first.shared)
     p, q = first.shape
     flat = torch.cat([_flat(core.pattern) for core in (first, second)])
     unique, places = torch.unique(flat, sorted=True, return_inverse=True)
     values = torch.zeros(unique.numel(), dtype=torch.float64, device=flat.device)
     values.index_add_(0, places, torch.cat((first.values, second.values)).double())
-    pattern = csr_pattern((unique // q).to(torch.int32), (unique % q).to(torch.int32), (p, q))
-    return csr_core(pattern, values.float(), shared=False)
+    pattern = CsrPattern((unique // q).to(torch.int32), (unique % q).to(torch.int32), (p, q))
+    return CsrCore(pattern, values.float(), shared=False)
 
 
 def _flat(pattern: CsrPattern) -> torch.Tensor:

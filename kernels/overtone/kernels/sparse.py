@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -15,32 +16,46 @@ from overtone.kernels.cores import SparseCore, SparsePattern
 class CsrPattern:
     """A `SparsePattern` as compressed rows, on a device.
 
-    rows: (n,) int32, ascending; pointers: (p + 1,), cols: (n,) int32.
+    rows: (n,) int32, ascending; cols: (n,) int32.
     """
 
     rows: torch.Tensor
-    pointers: torch.Tensor
     cols: torch.Tensor
     shape: tuple[int, int]
 
+    @cached_property
+    def pointers(self) -> torch.Tensor:
+        """(p + 1,) int32, made when they are first asked for: native kernels need none."""
+        pointers = torch.zeros(self.shape[0] + 1, dtype=torch.int32, device=self.rows.device)
+        pointers[1:] = torch.bincount(self.rows, minlength=self.shape[0]).cumsum(0)
+        return pointers
+
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.rows, self.pointers, self.cols))
+        """With `pointers`, which may come at any time."""
+        return 4 * (2 * self.rows.numel() + self.shape[0] + 1)
 
 
 PatternCache: TypeAlias = MutableMapping[str, CsrPattern]
 """The patterns of one device that adapters share, by key."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class CsrCore:
-    """A `SparseCore` ready to be applied. values: (n,) float32; `matrix` is the same as a torch CSR tensor and shares their
-    memory; shared: the pattern belongs to many adapters."""
+    """A `SparseCore` ready to be applied. values: (n,) float32 on the pattern's device; shared: the pattern belongs to many
+    adapters."""
 
     pattern: CsrPattern
     values: torch.Tensor
-    matrix: torch.Tensor
     shared: bool
+
+    @cached_property
+    def matrix(self) -> torch.Tensor:
+        """The same as a torch CSR tensor that shares the values' memory, made when it is first asked for."""
+        pattern = self.pattern
+        return torch.sparse_csr_tensor(
+            pattern.pointers, pattern.cols, self.values, size=pattern.shape, check_invariants=False
+        )
 
     @property
     def rows(self) -> torch.Tensor:
@@ -73,23 +88,10 @@ def compress(core: SparseCore, device: torch.device | None = None, patterns: Pat
     key = pattern_key(core.pattern) if patterns is not None else ""
     pattern = patterns.get(key) if key and patterns is not None else None
     if pattern is None:
-        pattern = csr_pattern(core.rows.to(device), core.cols.to(device), core.shape)
+        pattern = CsrPattern(core.rows.to(device), core.cols.to(device), core.shape)
         if key and patterns is not None:
             patterns[key] = pattern
-    return csr_core(pattern, core.values.to(device), shared=bool(key))
-
-
-def csr_core(pattern: CsrPattern, values: torch.Tensor, *, shared: bool) -> CsrCore:
-    """values: (n,) float32 on the pattern's device."""
-    matrix = torch.sparse_csr_tensor(pattern.pointers, pattern.cols, values, size=pattern.shape, check_invariants=False)
-    return CsrCore(pattern, values, matrix, shared)
-
-
-def csr_pattern(rows: torch.Tensor, cols: torch.Tensor, shape: tuple[int, int]) -> CsrPattern:
-    """rows, cols: (n,) int32, sorted by (row, col)."""
-    pointers = torch.zeros(shape[0] + 1, dtype=torch.int32, device=rows.device)
-    pointers[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
-    return CsrPattern(rows, pointers, cols, shape)
+    return CsrCore(pattern, core.values.to(device), shared=bool(key))
 
 
 def apply_segment(z: torch.Tensor, core: CsrCore) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.lease import Share
-from overtone.adapters.resident import ResidentDelta, SharedOnDevice, make_resident
+from overtone.adapters.resident import SharedOnDevice, make_resident
 from overtone.adapters.store import AdapterStore, StoreConfig, Upload
 from overtone.api.config import ServerConfig
 from overtone.api.convert import Draft, PromptSource
@@ -32,7 +32,7 @@ from overtone.engine.guides import Guide
 from overtone.engine.runner import ModelRunner
 from overtone.engine.types import Request, SamplingParams, StoppingParams
 from overtone.errors import EngineStarting, InvalidRequest, PromptTooLong
-from overtone.kernels import DCT, DFT, IDENTITY, Delta, Frame, LowRankCore, Term, sparse_core
+from overtone.kernels import DCT, DFT, IDENTITY, Delta, Frame, LowRankCore, ResidentDelta, Term, sparse_core
 from overtone.models.base import BaseModel
 
 T = TypeVar("T")

@@ -10,9 +10,10 @@ import torch
 from overtone.kernels import FrameBank
 from overtone.kernels.native import NativeKernels
 from overtone.models.channels import Outlines
+from overtone.models.core_tables import NativeCores
 from overtone.models.decode_batch import DecodeBatch
 from overtone.models.materialised import Materialised
-from overtone.models.native_rows import NativeCores, NativeRows
+from overtone.models.native_rows import NativeRows
 
 PATHS = ("sparse", "low_rank", "stacked", "shared", "prompt", "materialised", "device", "merged")
 

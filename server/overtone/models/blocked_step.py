@@ -59,7 +59,8 @@ class BlockedStep:
             taken = {c for c in channels if self._native is not None and self._native.takes(c, x, flat)}
             for channel in taken:
                 native.setdefault(channel, []).append((module, flat))
-            self._add_by_blocks(x, module, channels - taken, flat, bias)
+            if rest := channels - taken:
+                self._add_by_blocks(x, module, rest, flat, bias)
         for channel in sorted(native, key=_order):  # after what may read y
             assert self._native is not None
             self._native.add(channel, self._native_lane(channel.analysis), x, native[channel])
@@ -79,12 +80,10 @@ class BlockedStep:
     def _add_by_blocks(
         self, x: torch.Tensor, module: str, channels: set[Channel], flat: torch.Tensor, bias: torch.Tensor | None
     ) -> None:
-        users = tuple(one for one in self._rows if not channels.isdisjoint(one.modules.get(module, ())))
-        if not users:
-            return
+        users = tuple(one for one in self._rows if not channels.isdisjoint(one.layout.modules.get(module, ())))
         total = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
         for channel in sorted(channels, key=_order):
-            having = tuple(one for one in users if channel in one.modules.get(module, ()))
+            having = tuple(one for one in users if channel in one.layout.modules[module])
             for one in having:
                 self._paths["shared"] += self._decoded[one]
                 self._paths["prompt"] += len(self._rows[one]) - self._decoded[one]

@@ -6,14 +6,16 @@ all rows that have such a term.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from overtone.kernels import Frame, PreparedCore
+from overtone.kernels import CsrCore, Frame, PackedDeltas, PackedLayout, PackedTerm, PreparedCore
 
 
 class PreparedTerm(Protocol):
@@ -68,12 +70,34 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outline:
-    """What of an adapter decides how it is batched. addresses: see `overtone.models.native_rows`."""
+    """What of an adapter decides how it is batched. modules: its terms, each the same object as long as the outline lives;
+    addresses: see `overtone.models.core_tables`."""
 
     deltas: AdapterDeltas
     layout: Layout
     modules: Mapping[str, Mapping[Channel, PreparedTerm]]
-    addresses: dict[Channel, torch.Tensor] = field(default_factory=dict)
+    addresses: dict[Channel, NDArray[np.int64]] = field(default_factory=dict)
+
+
+class PackedTerms(Mapping[str, Mapping[Channel, PreparedTerm]]):
+    """`Outline.modules` of packed deltas: the terms of a module are made when they are first asked for, and then kept."""
+
+    def __init__(self, deltas: PackedDeltas, layout: Layout) -> None:
+        self._deltas, self._layout = deltas, layout
+        self._made: dict[str, Mapping[Channel, PreparedTerm]] = {}
+
+    def __getitem__(self, module: str) -> Mapping[Channel, PreparedTerm]:
+        made = self._made.get(module)
+        if made is None:
+            channels = self._layout.modules[module]  # in the order of the terms
+            made = self._made[module] = dict(zip(channels, self._deltas[module].terms, strict=True))
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout.modules)
+
+    def __len__(self) -> int:
+        return len(self._layout.modules)
 
 
 def channels_by_module(outlines: Iterable[Outline]) -> Mapping[str, Collection[Channel]]:
@@ -96,6 +120,7 @@ class Outlines:
         # Of what is equal one object, found at once by its identity, as long as some outline has it.
         self._channels: WeakValueDictionary[_Kind, Channel] = WeakValueDictionary()
         self._layouts: WeakValueDictionary[tuple[object, ...], Layout] = WeakValueDictionary()
+        self._packed: WeakKeyDictionary[PackedLayout, Layout] = WeakKeyDictionary()
 
     def of(self, adapters: Sequence[AdapterDeltas | None]) -> list[Outline | None]:
         # By identity, the references held in the outlines: a recycled id() cannot bring back those of another adapter.
@@ -104,26 +129,40 @@ class Outlines:
         return [None if a is None else self._known[id(a)] for a in adapters]
 
     def _outline(self, deltas: AdapterDeltas) -> Outline:
-        modules = {name: self._by_channel(delta) for name, delta in deltas.items()}
-        each = {name: tuple(channels) for name, channels in modules.items()}
+        if isinstance(deltas, PackedDeltas):
+            layout = self._packed.get(deltas.layout)
+            if layout is None:
+                layout = self._packed[deltas.layout] = self._layout(
+                    {name: self._channels_of(terms) for name, terms in deltas.layout.modules.items()}
+                )
+            return Outline(deltas, layout, PackedTerms(deltas, layout))
+        each = {name: self._channels_of(delta.terms) for name, delta in deltas.items()}
+        modules = {name: dict(zip(each[name], delta.terms, strict=True)) for name, delta in deltas.items()}
+        return Outline(deltas, self._layout(each), modules)
+
+    def _layout(self, each: Mapping[str, tuple[Channel, ...]]) -> Layout:
         key = tuple(each.items())
         layout = self._layouts.get(key)
         if layout is None:
             frames = frozenset(channel.analysis for channels in each.values() for channel in channels)
             layout = self._layouts[key] = Layout(each, frames)
-        return Outline(deltas, layout, modules)
+        return layout
 
-    def _by_channel(self, delta: PreparedDelta) -> dict[Channel, PreparedTerm]:
-        found: dict[Channel, PreparedTerm] = {}
-        for term in delta.terms:
+    def _channels_of(self, terms: Sequence[PreparedTerm | PackedTerm]) -> tuple[Channel, ...]:
+        """One for each term."""
+        found: dict[Channel, None] = {}
+        for term in terms:
             layer = 0
             while (channel := self._channel(term, layer)) in found:
                 layer += 1
-            found[channel] = term
-        return found
+            found[channel] = None
+        return tuple(found)
 
-    def _channel(self, term: PreparedTerm, layer: int) -> Channel:
-        kind = term.analysis, type(term.core), term.synthesis, term.gain is not None, layer
+    def _channel(self, term: PreparedTerm | PackedTerm, layer: int) -> Channel:
+        if isinstance(term, PackedTerm):
+            kind: _Kind = term.analysis, CsrCore, term.synthesis, False, layer
+        else:
+            kind = term.analysis, type(term.core), term.synthesis, term.gain is not None, layer
         channel = self._channels.get(kind)
         if channel is None:
             channel = self._channels[kind] = Channel(*kind)

@@ -15,73 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from overtone.kernels import DCT, IDENTITY, CsrCore, FrameBank, PreparedLowRank
-from overtone.kernels.native import NO_CORE, NativeKernels, OwnedRows, low_rank_address, sparse_address
-from overtone.models.channels import Channel, Outline, PreparedTerm
+from overtone.kernels.native import NativeKernels, OwnedRows
+from overtone.models.channels import Channel
+from overtone.models.core_tables import CoreTable, NativeCores
 from overtone.models.lanes import Lane, Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class CoreTable:
-    """Where the cores of some adapters lie. cores: (adapters, slots, 4) int64, see `OwnedRows`; slots: by module name."""
-
-    adapters: list[Outline]
-    cores: torch.Tensor
-    slots: dict[str, int]
-
-
-class NativeCores:
-    """The tables of the adapters in use, from step to step. What a step does not ask for, the next one no longer has."""
-
-    def __init__(self) -> None:
-        self._room = torch.empty(0)
-        self._slots: dict[Channel, dict[str, int]] = {}
-        self._tables: dict[Channel, CoreTable] = {}
-        self._used: set[Channel] = set()
-
-    def room(self, numbers: int) -> torch.Tensor:
-        """At least so many float32 numbers to work in until it is called again: the system would zero fresh memory first."""
-        if self._room.numel() < numbers:
-            self._room = torch.empty(numbers)
-        return self._room
-
-    def begin_step(self) -> None:
-        self._tables = {channel: table for channel, table in self._tables.items() if channel in self._used}
-        self._used = set()
-
-    def table(self, channel: Channel, adapters: list[Outline]) -> CoreTable:
-        self._used.add(channel)
-        held = self._tables.get(channel)
-        if held is None or held.adapters != adapters:  # outlines are equal to themselves alone
-            held = self._tables[channel] = self._made(channel, adapters)
-        return held
-
-    def _made(self, channel: Channel, adapters: list[Outline]) -> CoreTable:
-        slots = self._slots.setdefault(channel, {})
-        for one in adapters:
-            if channel not in one.addresses:
-                one.addresses[channel] = _addresses(one, channel, slots)
-        cores = torch.zeros(len(adapters), len(slots), 4, dtype=torch.int64)
-        for row, one in zip(cores, adapters, strict=True):
-            known = one.addresses[channel]
-            row[: len(known)] = known
-        return CoreTable(adapters, cores, slots)
-
-
-def _addresses(one: Outline, channel: Channel, slots: dict[str, int]) -> torch.Tensor:
-    """(slots, 4) int64 of the cores of one adapter; gives a slot to each module that has none."""
-    found = {}
-    for name, channels in one.modules.items():
-        if channel in channels:
-            found[slots.setdefault(name, len(slots))] = _address(channels[channel])
-    return torch.tensor([found.get(slot, NO_CORE) for slot in range(len(slots))], dtype=torch.int64).view(-1, 4)
-
-
-def _address(term: PreparedTerm) -> tuple[int, int, int, int]:
-    core = term.core
-    if isinstance(core, CsrCore):
-        return sparse_address(core.rows, core.cols, core.values)
-    assert isinstance(core, PreparedLowRank)
-    return low_rank_address(core.down, core.up)
 
 
 class NativeRows:

@@ -9,8 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from overtone.kernels import CsrCore, SharedMatrix
-from overtone.kernels.sparse import csr_core
+from overtone.kernels import SharedMatrix
 from overtone.models.channels import AdapterDeltas
 
 
@@ -51,9 +50,6 @@ def _moved(thing: Any, device: torch.device, known: dict[int, Any], matrices: Mu
         found = matrices.get(thing.key)
         if found is None or len(found.matrix) < len(thing.matrix):
             found = matrices[thing.key] = SharedMatrix(thing.key, thing.matrix.to(device))
-    elif isinstance(thing, CsrCore):
-        pattern = _moved(thing.pattern, device, known, matrices)
-        found = csr_core(pattern, thing.values.to(device), shared=thing.shared)
     elif isinstance(thing, tuple):
         found = tuple(_moved(one, device, known, matrices) for one in thing)
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
