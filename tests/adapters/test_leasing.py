@@ -12,6 +12,7 @@ import torch
 from overtone.adapters import AdapterFiles, AdapterStore, Lease
 from overtone.adapters.families.pica import basis_digest
 from overtone.adapters.projectors import Projectors
+from overtone.adapters.residency import ENTRY_BYTES
 from overtone.adapters.store import Wanted
 from overtone.errors import AdapterMemoryFull, AdapterNotFound, InvalidAdapter, NonFiniteAdapter
 from overtone.kernels import FrameBank
@@ -154,7 +155,7 @@ def test_temporary_adapters_are_evicted_first(tmp_path: Path, folders: dict[str,
     nbytes = {}
     for name, folder in folders.items():
         put(sizes, folder, name)
-        nbytes[name] = sizes._catalogue.resolve(name)[1]
+        nbytes[name] = sizes._catalogue.resolve(name)[1] + ENTRY_BYTES
     store = open_store(tmp_path / "small", memory_bytes=nbytes["a"] + nbytes["b"] + nbytes["c"] - 1)
     for name in ("a", "b"):
         put(store, folders[name], name)
