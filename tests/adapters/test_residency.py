@@ -1,9 +1,11 @@
-"""Memory: loaded once however many ask, evicted in order of use, never while leased or pinned, never over budget."""
+"""Memory: loaded once however many ask, evicted by worth, never while leased or pinned, never over budget."""
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,7 +13,7 @@ from functools import partial
 import pytest
 
 from overtone.adapters.residency import Residency
-from overtone.adapters.resident import ResidentAdapter
+from overtone.adapters.resident import ResidentAdapter, Source
 from overtone.errors import AdapterMemoryFull, StoreFailed
 
 SIZES = {"a": 40, "b": 40, "c": 40, "d": 100, "e": 101}
@@ -217,6 +219,23 @@ def test_shared_bytes_can_be_freed_too() -> None:
     assert residency.stats(0).resident_bytes == 300
 
 
+def test_what_the_leased_share_is_not_freed() -> None:
+    """What looked like room was none: nothing is evicted, and everything can be evicted still."""
+    residency = Residency(100)
+    residency.retain("a")
+    residency.load("a", 20, lambda: ResidentAdapter("a", "vera", {}, 20, {"x": 30}))
+    use(residency, "b", temporary=True)
+    for nbytes, there in ((60, "ab"), (50, "a")):
+        residency.retain("c")
+        if there == "ab":
+            with pytest.raises(AdapterMemoryFull):
+                residency.load("c", nbytes, partial(Loader(), "c"))
+        else:
+            residency.load("c", nbytes, lambda: ResidentAdapter("c", "loca", {}, 50))
+        residency.release("c")
+        assert resident(residency).removesuffix("c") == there
+
+
 def test_what_turns_out_not_to_fit_is_given_up() -> None:
     residency = Residency(100)
     residency.retain("a")
@@ -228,3 +247,110 @@ def test_what_turns_out_not_to_fit_is_given_up() -> None:
         assert (resident(residency), residency.stats(0).resident_bytes) == ("a", 40)
     use(residency, "b")
     assert resident(residency) == "ab"
+
+
+def test_what_is_in_memory_already_is_taken_in() -> None:
+    """If it has room beside what is leased or pinned; what is there or on its way stays as it is."""
+    residency = Residency(100)
+    mine = Loader()("a")
+    assert residency.insert("a", mine)
+    assert residency.insert("a", Loader()("a"))
+    residency.retain("a")
+    assert residency.load("a", 40, partial(Loader(), "a")) is mine
+    assert residency.insert("b", Loader()("b"))
+    assert residency.insert("c", Loader()("c"))
+    assert resident(residency) == "ac"
+    residency.set_pinned({"c"})
+    assert not residency.insert("b", Loader()("b"))
+    assert resident(residency) == "ac"
+    residency.release("a")
+    residency.set_pinned(set())
+    assert residency.insert("d", Loader()("d"))
+    assert (resident(residency), residency.stats(0).resident_bytes) == ("d", 100)
+    assert not residency.insert("e", Loader()("e"))
+    stats = residency.stats(0)
+    assert (stats.load_count, stats.memory_load_count, stats.disk_load_count, stats.hit_count) == (4, 4, 0, 1)
+
+
+def test_inserted_between_retain_and_load_and_during_a_load() -> None:
+    residency = Residency(100)
+    residency.retain("a")
+    mine = Loader()("a")
+    assert residency.insert("a", mine)
+    assert residency.load("a", 40, partial(Loader(), "a")) is mine
+    residency.release("a")
+    refused: list[bool] = []
+
+    def load() -> ResidentAdapter:
+        refused.append(residency.insert("b", Loader()("b")))
+        return Loader()("b")
+
+    residency.retain("b")
+    residency.load("b", 40, load)
+    residency.release("b")
+    assert refused == [False]
+    assert (resident(residency), residency.stats(0).resident_bytes) == ("ab", 80)
+
+
+def test_a_lease_on_what_is_in_memory_and_on_nothing_else() -> None:
+    residency = Residency(100)
+    assert residency.retain_resident("a") is None
+    use(residency, "a")
+    adapter = residency.retain_resident("a")
+    assert adapter is not None
+    assert not residency.drop("a")
+    residency.release("a")
+    assert residency.drop("a")
+    stats = residency.stats(0)
+    assert (stats.hit_count, stats.miss_count, stats.leased_count) == (1, 1, 0)
+
+
+def test_who_must_not_wait_does_not_wait_for_the_lock() -> None:
+    residency = Residency(100)
+    use(residency, "a")
+    with residency._lock:
+        assert residency.retain_resident("a") is None
+    assert residency.retain_resident("a") is not None
+
+
+def test_loads_are_counted_by_where_they_come_from() -> None:
+    sources: dict[str, Source] = {"a": "disk", "b": "remote", "c": "memory"}
+    residency = Residency(200)
+    for digest, source in sources.items():
+        use(residency, digest, lambda digest, source=source: ResidentAdapter(digest, "x", {}, 1, {}, source))  # type: ignore[misc]
+    stats = residency.stats(0)
+    assert (stats.disk_load_count, stats.remote_load_count, stats.memory_load_count) == (1, 1, 1)
+    assert (stats.load_count, stats.miss_count) == (3, 3)
+
+
+def test_the_overhead_counts() -> None:
+    residency = Residency(100, overhead=10)
+    for digest in "abc":
+        use(residency, digest)
+    assert (resident(residency), residency.stats(0).resident_bytes) == ("bc", 100)
+    assert residency.fits(90)
+    assert not residency.fits(91)
+    with pytest.raises(AdapterMemoryFull, match="never fits"):
+        use(residency, "d")
+
+
+def test_a_failure_keeps_nothing_in_memory() -> None:
+    """Neither the error nor what was evicted lives in a cycle that only the garbage collector ends."""
+    residency = Residency(100)
+    use(residency, "a")
+
+    def broken(digest: str) -> ResidentAdapter:
+        raise StoreFailed("no disk")
+
+    gc.collect()
+    gc.disable()
+    try:
+        errors = []
+        for _ in range(2):
+            with pytest.raises(StoreFailed) as caught:
+                use(residency, "d", broken)
+            errors.append(weakref.ref(caught.value))
+            del caught
+        assert [error() for error in errors] == [None, None]
+    finally:
+        gc.enable()

@@ -111,7 +111,7 @@ class Leasing:
 
         def load() -> ResidentAdapter:
             adapter = parsed or self._parse(files)
-            return make_resident(digest, adapter.family, adapter.deltas, self._versions.on_device)
+            return make_resident(digest, adapter.family, adapter.deltas, self._versions.on_device, "memory")
 
         return Found(Share("", digest, wanted.weight), nbytes, stored=False, load=load)
 

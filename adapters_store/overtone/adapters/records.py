@@ -70,7 +70,12 @@ class StoreConfig:
 
 @dataclass(frozen=True)
 class StoreStats:
-    """What there is (ids), what is in memory (versions), and counts since the store was opened."""
+    """What there is (ids), what is in memory (versions), and counts since the store was opened.
+
+    load_count: all that came into memory, by where from: the disk, a remote store, or what was in memory already (uploaded
+    just now, brought by a request, added up). miss_count: uses that had to wait for a load. memo_bytes: of what loads share
+    and nothing in memory uses; beside `resident_bytes`.
+    """
 
     registered_count: int
     resident_count: int
@@ -81,6 +86,11 @@ class StoreStats:
     load_failure_count: int
     hit_count: int
     eviction_count: int
+    miss_count: int = 0
+    disk_load_count: int = 0
+    remote_load_count: int = 0
+    memory_load_count: int = 0
+    memo_bytes: int = 0
 
 
 def check_id(adapter_id: str, field: str = "adapter_id") -> str:

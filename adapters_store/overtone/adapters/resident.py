@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 from weakref import WeakValueDictionary
 
 import torch
@@ -29,17 +30,20 @@ from overtone.kernels import (
 )
 from overtone.kernels.sparse import CsrPattern, pattern_key
 
+Source = Literal["disk", "remote", "memory"]
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ResidentAdapter:
     """One version in memory; equal only to itself. `nbytes`: of what is its own; `shared`: key -> bytes of what others may
-    use as well."""
+    use as well; `source`: where it came from."""
 
     digest: str
     family: str
     deltas: Mapping[str, ResidentDelta]
     nbytes: int
     shared: Mapping[str, int] = field(default_factory=dict)
+    source: Source = "disk"
 
 
 class SharedOnDevice:
@@ -78,13 +82,17 @@ class SharedOnDevice:
 
 
 def make_resident(
-    digest: str, family: str, deltas: Mapping[str, Delta], on_device: SharedOnDevice | None = None
+    digest: str,
+    family: str,
+    deltas: Mapping[str, Delta],
+    on_device: SharedOnDevice | None = None,
+    source: Source = "disk",
 ) -> ResidentAdapter:
     """`deltas` in the form that the engine applies, in the memory of a device; None: the CPU."""
     place = on_device or SharedOnDevice()
     packed = pack_deltas(deltas, place.packed) if place.packs else None
     if packed is not None:
-        return packed_resident(digest, family, packed)
+        return packed_resident(digest, family, packed, source)
     prepared: dict[int, PreparedCore] = {}  # one core may serve many modules
     shared: dict[str, int] = {}
     ready = {}
@@ -102,12 +110,12 @@ def make_resident(
             gain = None if term.gain is None else term.gain.to(place.device, torch.float32)
             terms.append(PreparedTerm(term.analysis, core, term.synthesis, gain))
         ready[name] = ResidentDelta(tuple(terms))
-    return ResidentAdapter(digest, family, ready, _own_bytes(ready), shared)
+    return ResidentAdapter(digest, family, ready, _own_bytes(ready), shared, source)
 
 
-def packed_resident(digest: str, family: str, deltas: PackedDeltas) -> ResidentAdapter:
+def packed_resident(digest: str, family: str, deltas: PackedDeltas, source: Source = "disk") -> ResidentAdapter:
     """What adapters share, the layout and patterns with a key, is counted as such."""
-    return ResidentAdapter(digest, family, deltas, deltas.nbytes, _shared_parts(deltas))
+    return ResidentAdapter(digest, family, deltas, deltas.nbytes, _shared_parts(deltas), source)
 
 
 def resident_nbytes(deltas: Mapping[str, Delta]) -> int:
@@ -128,7 +136,7 @@ def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAd
     """
     packed = packed_sum([(weight, adapter.deltas) for weight, adapter in shares])
     if packed is not None:
-        return packed_resident(key, "mix", packed)
+        return packed_resident(key, "mix", packed, "memory")
     modules = sorted({name for _, adapter in shares for name in adapter.deltas})
     composer = Composer()
     deltas = {
@@ -143,7 +151,7 @@ def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAd
         for name in modules
     }
     shared = {k: v for _, adapter in shares for k, v in adapter.shared.items()}
-    return ResidentAdapter(key, "mix", deltas, _own_bytes(deltas), shared)
+    return ResidentAdapter(key, "mix", deltas, _own_bytes(deltas), shared, "memory")
 
 
 def _own_bytes(deltas: Mapping[str, ResidentDelta]) -> int:

@@ -129,7 +129,7 @@ class AdapterStore:
         parsed = parse_adapter(read(), self._context, strict_base=self._config.strict_base)
         encoded = encode(self._bound(parsed))
         version = _version(parsed, encoded)
-        if version.resident_bytes > self._config.memory_bytes:
+        if not self._versions.residency.fits(version.resident_bytes):
             raise AdapterMemoryFull(
                 f"the adapter needs {version.resident_bytes} bytes in memory and never fits the "
                 f"{self._config.memory_bytes} for adapters"

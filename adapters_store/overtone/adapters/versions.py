@@ -16,7 +16,7 @@ from overtone.adapters.blob import decode
 from overtone.adapters.blobs import BlobFolder
 from overtone.adapters.catalogue import Catalogue
 from overtone.adapters.projectors import Projectors
-from overtone.adapters.residency import Residency
+from overtone.adapters.residency import ENTRY_BYTES, Residency
 from overtone.adapters.resident import ResidentAdapter, SharedOnDevice, make_resident
 from overtone.adapters.shared import SharedBlobs
 from overtone.errors import OvertoneError
@@ -42,7 +42,7 @@ class Versions:
     ) -> None:
         self.changing = threading.RLock()
         self.on_load: Callable[[float], None] | None = None
-        self.residency = Residency(memory_bytes)
+        self.residency = Residency(memory_bytes, overhead=ENTRY_BYTES)
         self.on_device = SharedOnDevice(device)
         self._blobs, self._catalogue, self._base = blobs, catalogue, base
         self._sharing = SharedBlobs(blobs, projectors)

@@ -1,0 +1,202 @@
+"""Adapters in memory: loaded once however many ask, evicted by worth, never while in use.
+
+Knows digests and sizes; what a load does is its caller's function. No use of what is in memory takes time that grows with
+the number of entries, so that even a thread that must not wait may ask.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Set
+from concurrent.futures import Future
+from typing import Literal
+
+from overtone.adapters.records import StoreStats
+from overtone.adapters.residency.contents import Contents, Entry, Gone
+from overtone.adapters.residency.costs import LoadCosts
+from overtone.adapters.residency.counts import Counts
+from overtone.adapters.resident import ResidentAdapter
+from overtone.errors import AdapterMemoryFull
+
+State = Literal["stored", "loading", "resident"]
+
+_RETRY_AFTER_S = 1.0
+_PATIENCE_S = 0.001
+_BIT = 256 << 10
+"""Bytes that are made free at a time: thousands of small adapters may go for a large one, and others want the lock."""
+
+
+class Residency:
+    """Thread-safe. `retain` before `load`, `release` after use: an entry without a lease may vanish at any time.
+
+    overhead: bytes that each adapter counts beside its own. clock: seconds.
+    """
+
+    def __init__(self, budget: int, *, overhead: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._contents, self._costs = Contents(budget, overhead), LoadCosts()
+        self._entries = self._contents.entries
+        self._counts = Counts()
+
+    @property
+    def budget(self) -> int:
+        return self._contents.budget
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether an adapter of so many bytes could ever be in memory."""
+        return self._contents.fits(nbytes)
+
+    def retain(self, digest: str, *, temporary: bool = False) -> None:
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None:
+                entry = self._entries[digest] = Entry(digest, temporary)
+            self._contents.lease(entry, temporary)
+
+    def retain_resident(self, digest: str, *, temporary: bool = False) -> ResidentAdapter | None:
+        """`retain` and `load` in one, for who must not wait; None, and nothing is retained, if it is not in memory."""
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            return None
+        try:
+            entry = self._entries.get(digest)
+            if entry is None or entry.adapter is None:
+                return None
+            self._contents.lease(entry, temporary)
+            return self._hit(entry, entry.adapter)
+        finally:
+            self._lock.release()
+
+    def release(self, digest: str) -> None:
+        with self._lock:
+            self._contents.release(digest)
+
+    def load(self, digest: str, nbytes: int, loader: Callable[[], ResidentAdapter]) -> ResidentAdapter:
+        """The adapter of a retained digest, from memory or through `loader`. nbytes: what it will take, as far as known.
+
+        Raises `AdapterMemoryFull`, and whatever the loader raises, to all who wait for this load; the next call tries
+        again.
+        """
+        if nbytes > _BIT:
+            self._thin_out(digest, nbytes)
+        with self._lock:
+            entry = self._entries[digest]
+            assert entry.leases > 0
+            if entry.adapter is not None:
+                return self._hit(entry, entry.adapter)
+            self._counts.misses += 1
+            self._contents.order.use(entry)
+            loading, ours, gone = entry.loading, entry.loading is None, Gone()
+            if loading is None:
+                gone = self._admit(entry, nbytes)
+                loading = entry.loading = Future()
+        del gone
+        try:
+            if ours:
+                self._run(entry, loading, loader)
+            return loading.result()
+        finally:
+            del loading  # else an error would hold itself through its traceback
+
+    def _thin_out(self, digest: str, nbytes: int) -> None:
+        """Makes most of the room for a large load, if what is idle suffices."""
+        missing = gone = None
+        while missing is None or missing > _BIT:
+            del gone
+            with self._lock:
+                entry = self._entries[digest]
+                missing = self._contents.missing(nbytes)
+                if entry.adapter is not None or entry.loading is not None or missing > self._contents.order.nbytes:
+                    return
+                gone = self._contents.make_room(min(missing, _BIT))
+
+    def _run(self, entry: Entry, loading: Future[ResidentAdapter], loader: Callable[[], ResidentAdapter]) -> None:
+        started = self._clock()
+        try:
+            adapter = loader()
+            self._finish(entry, adapter, self._clock() - started)
+        except BaseException as error:
+            with self._lock:
+                self._counts.failures += 1
+                self._contents.give_up(entry)
+                entry.loading = None
+            loading.set_exception(error)
+            del loading
+        else:
+            loading.set_result(adapter)
+
+    def _finish(self, entry: Entry, adapter: ResidentAdapter, seconds: float) -> None:
+        """Raises `AdapterMemoryFull` for what, with what it shares, has turned out not to fit."""
+        with self._lock:
+            gone = self._contents.keep(entry, adapter, self._costs.measured(adapter.source, seconds))
+            if gone is None:
+                raise self._too_large(adapter)
+            entry.loading = None
+            self._counts.loads[adapter.source] += 1
+
+    def insert(self, digest: str, adapter: ResidentAdapter) -> bool:
+        """Takes in what is in memory already, as if it had been loaded. Returns whether it is there now: not if there is no
+        room beside what is leased or pinned, and not while it is being loaded."""
+        with self._lock:
+            entry = self._entries.get(digest) or Entry(digest, temporary=False)
+            if entry.adapter is not None or entry.loading is not None:
+                return entry.loading is None
+            self._contents.order.use(entry)
+            gone = self._contents.keep(entry, adapter, self._costs.usual("disk"))  # whence it would have to come again
+            if gone is None:
+                return False
+            self._counts.loads["memory"] += 1
+            self._entries[digest] = entry
+            if not entry.leases:
+                self._contents.offer(entry)
+        return True
+
+    def set_pinned(self, digests: Set[str]) -> None:
+        """From now on exactly these stay in memory once they are there."""
+        with self._lock:
+            self._contents.pin(digests)
+
+    def drop(self, digest: str) -> bool:
+        """Frees a digest that nothing leases; False if something does."""
+        gone = None
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None and entry.leases > 0:
+                return False
+            if entry is not None:
+                gone = self._contents.remove(entry)
+        del gone
+        return True
+
+    def state(self, digest: str) -> State:
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None:
+                return "stored"
+            return "resident" if entry.adapter is not None else "loading" if entry.loading is not None else "stored"
+
+    def stats(self, registered_count: int) -> StoreStats:
+        with self._lock:
+            return self._counts.stats(registered_count, self._contents)
+
+    def _hit(self, entry: Entry, adapter: ResidentAdapter) -> ResidentAdapter:
+        self._counts.hits += 1
+        self._contents.order.use(entry)
+        return adapter
+
+    def _admit(self, entry: Entry, nbytes: int) -> Gone:
+        """Room for a load, or `AdapterMemoryFull`."""
+        if not self.fits(nbytes):
+            message = f"the adapter needs {nbytes} bytes and never fits the {self.budget} bytes for adapters"
+            raise AdapterMemoryFull(message)
+        gone = self._contents.admit(entry, nbytes)
+        if gone is None:
+            message = f"all of the {self.budget} bytes for adapters are in use or pinned; {nbytes} more are needed"
+            raise AdapterMemoryFull(message, retry_after_s=_RETRY_AFTER_S)
+        return gone
+
+    def _too_large(self, adapter: ResidentAdapter) -> AdapterMemoryFull:
+        size = adapter.nbytes + sum(adapter.shared.values())
+        message = f"the adapter needs {size} bytes with what it shares, more than is free of {self.budget} for adapters"
+        return AdapterMemoryFull(message, retry_after_s=_RETRY_AFTER_S if self.fits(size) else None)
