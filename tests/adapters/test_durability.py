@@ -7,26 +7,36 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from overtone.adapters import AdapterStore
+from overtone.adapters.operations import ImportItem
 from overtone.adapters.upload import Upload
 from overtone.errors import BaseModelMismatch, ConfigError, StoreCorrupted, StoreFailed
-from support.adapters import BASE, SHAPES, make_loca_folder, open_store, put
+from support.adapters import BASE, SHAPES, adapter_files, make_loca_folder, open_store, put
+from support.packs import Disk, small_own_files
+from support.stored import blob_file, damage, read_blob, versions_on_disk
 
 Make = Callable[[int], Path]
 
-# Imports once, then forks a writer for every line that it reads: "K" kills itself at its Kth durable step. A writer reports
-# each acknowledgement, and each deletion before it asks for it, because that may have happened without its answer.
+# Imports once, then forks a writer for every line that it reads: "K" kills itself at its Kth durable step, in a store of its
+# own. A writer reports each acknowledgement, and each deletion before it asks for it, because that may have happened without
+# its answer.
 WRITER = """
 import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from support.adapters import open_store, put
+from overtone.adapters.catalogue.transaction import Transaction
+from overtone.adapters.operations import ImportItem
+from overtone.adapters.packs import blobs, disk
+from support.adapters import adapter_files, open_store, put
+blobs.OWN_FILE_BYTES = 1000  # layouts are files of their own, versions are in packs
 store_root, *folders = map(Path, sys.argv[1:])
 
 def say(*words):
@@ -41,19 +51,26 @@ def arm(steps):
             left[0] -= 1
             return call(*args, **kwargs)
         return counted
-    os.fsync, Path.replace, Path.unlink = step(os.fsync), step(Path.replace), step(Path.unlink)
+    for name in ("create", "write_all", "sync", "sync_folder", "truncate", "replace", "unlink"):
+        setattr(disk, name, step(getattr(disk, name)))
+    Transaction.write_counts = step(Transaction.write_counts)  # the last thing before a commit
+
+def work(store):
+    for i, folder in enumerate(folders):
+        say("have", f"id{i}", put(store, folder, f"id{i}").digest)
+        for result in store.import_many([ImportItem(name, adapter_files(folders[0])) for name in ("swapped", "other")]):
+            say("have", result.adapter_id, result.digest)
+        say("may-delete", f"id{i}") if i == 1 else None
+        store.delete(f"id{i}") if i == 1 else None
+        store.compact(below=1.0)
+        say("have", "swapped", put(store, folder, "swapped").digest)
+    store.activate("swapped")
 
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        store, number = open_store(store_root), int(line)
-        arm(number)
-        for i, folder in enumerate(folders):
-            say("have", f"id{i}-{number}", put(store, folder, f"id{i}-{number}").digest)
-            put(store, folders[0], "swapped")
-            say("may-delete", f"id{i}-{number}") if i == 1 else None
-            store.delete(f"id{i}-{number}") if i == 1 else None
-            say("have", "swapped", put(store, folder, "swapped").digest)
+        arm(int(line))
+        work(open_store(store_root / line.strip(), pack_bytes=1 << 12))
         os._exit(0)
     killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
     say("killed" if killed else "ended")
@@ -61,28 +78,35 @@ for line in sys.stdin:
 
 
 def test_kill_nine_at_every_durable_step(tmp_path: Path, loca: Make) -> None:
-    root, folders = tmp_path / "store", [str(loca(seed)) for seed in range(3)]
+    folders = [str(loca(seed)) for seed in range(3)]
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    command = [sys.executable, "-c", WRITER, str(root), *folders]
-    expected: dict[str, str] = {}
-    deleted: set[str] = set()
+    command = [sys.executable, "-c", WRITER, str(tmp_path), *folders]
+    had = 0
     with subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True, bufsize=1) as writer:
         assert writer.stdin is not None
         assert writer.stdout is not None
-        for step in range(24):
+        for step in count():
+            expected: dict[str, str] = {}
+            deleted: set[str] = set()
             writer.stdin.write(f"{step}\n")
-            while (words := writer.stdout.readline().split()) != ["killed"]:
+            while (words := writer.stdout.readline().split())[0] not in ("killed", "ended"):
                 if words[0] == "have":
                     expected[words[1]] = words[2]
                 else:
                     deleted.add(words[1])
-            check_whole(root, expected, deleted)
+            check_whole(tmp_path / str(step), expected, deleted)
+            had += len(expected)
+            if words == ["ended"]:
+                break
         writer.stdin.close()
-    assert len(expected) > 24
+    assert step > 40
+    assert had > step
 
 
 def check_whole(root: Path, expected: dict[str, str], deleted: set[str]) -> None:
     store = open_store(root)
+    assert not list((root / "adapters" / "tmp").iterdir())
+    assert not store.check(deep=True)
     records = {record.id: record for record in store.list(1000, "")[0]}
     for adapter_id, digest in expected.items():
         if adapter_id in deleted and adapter_id not in records:
@@ -92,48 +116,78 @@ def check_whole(root: Path, expected: dict[str, str], deleted: set[str]) -> None
         for digest in record.versions:
             with store.acquire(f"{record.id}@{digest}") as lease:
                 assert lease.adapter.deltas.keys() == SHAPES.keys()
-    assert not list((root / "adapters" / "tmp").iterdir())
-    on_disk = {path.stem for path in (root / "adapters" / "blobs").rglob("*.safetensors")}
-    assert on_disk == {digest for record in records.values() for digest in record.versions}
+    assert set(versions_on_disk(root)) == {digest for record in records.values() for digest in record.versions}
     store.close()
 
 
 def test_restart(tmp_path: Path, loca: Make) -> None:
+    """What a crash may leave is gone after it."""
     store = open_store(tmp_path)
     records = [put(store, loca(1), "a", pinned=True, labels={"k": "v"}), put(store, loca(2), "b")]
     store.close()
-    (tmp_path / "adapters" / "tmp" / "left").mkdir()
-    (tmp_path / "adapters" / "tmp" / "left" / "over").write_text("x")
-    stray = tmp_path / "adapters" / "blobs" / "sha256" / "00" / f"{'0' * 64}.safetensors"
-    stray.parent.mkdir(exist_ok=True)
-    stray.write_text("half")
+    root = tmp_path / "adapters"
+    (root / "tmp" / "left").mkdir()
+    (root / "tmp" / "left" / "over").write_text("x")
+    (root / "tmp" / "left.intent").write_text("0" * 64)
+    stray, unknown = root / "blobs" / "sha256" / "00" / f"{'0' * 64}.safetensors", root / "packs" / "00000007.pack"
+    stray.parent.mkdir()
+    for path in (stray, unknown):
+        path.write_text("half")
+    (pack,) = {blob_file(tmp_path, record.digest)[0] for record in records}
+    size = pack.stat().st_size
+    with pack.open("ab") as file:
+        file.write(b"half")
     store = open_store(tmp_path)
     assert store.list(0, "")[0] == records
     assert [store.residency_state(record.digest) for record in records] == ["resident", "stored"]
     assert not stray.exists()
-    assert not list((tmp_path / "adapters" / "tmp").iterdir())
+    assert not unknown.exists()
+    assert pack.stat().st_size == size
+    assert not list((root / "tmp").iterdir())
+    assert not store.check(deep=True)
     store.close()
 
 
-def blob_path(store: AdapterStore, digest: str) -> Path:
-    return store._config.root / "adapters" / "blobs" / "sha256" / digest[:2] / f"{digest}.safetensors"
+def test_what_no_crash_leaves_is_not_touched_until_somebody_asks(tmp_path: Path, loca: Make) -> None:
+    """A start takes no time that grows with the store, so it does not look for files that nothing names."""
+    with closing(open_store(tmp_path)) as store:
+        put(store, loca(1), "a")
+    stray = tmp_path / "adapters" / "blobs" / "sha256" / "00" / f"{'0' * 64}.safetensors"
+    stray.parent.mkdir()
+    stray.write_text("half")
+    with closing(open_store(tmp_path)) as store:
+        assert [problem.kind for problem in store.check()] == ["unreferenced_file"]
+        assert stray.exists()
+        assert [problem.kind for problem in store.check(repair=True)] == ["unreferenced_file"]
+        assert not stray.exists()
+        assert not store.check(deep=True)
+        store.acquire("a").release()
 
 
-def test_a_broken_blob_is_set_aside_and_an_upload_heals_it(store: AdapterStore, loca: Make) -> None:
-    record = put(store, loca(1), "a")
-    path = blob_path(store, record.digest)
-    damaged = bytearray(path.read_bytes())
-    damaged[-1] ^= 1
-    path.write_bytes(damaged)
-    for _ in range(2):
-        with pytest.raises(StoreCorrupted, match=record.digest[:12]):
-            store.acquire("a")
-    assert not path.exists()
-    (aside,) = (store._config.root / "adapters" / "quarantine").iterdir()
-    assert aside.read_bytes() == damaged
-    assert store.stats().leased_count == 0
-    assert put(store, loca(1), "a") == record
-    store.acquire("a").release()
+def test_a_broken_blob_is_set_aside_and_an_upload_heals_it(tmp_path: Path, loca: Make) -> None:
+    with closing(open_store(tmp_path)) as store:
+        record = put(store, loca(1), "a")
+        same = put(store, loca(1), "b")
+    damage(tmp_path, record.digest)
+    damaged = read_blob(tmp_path, record.digest)
+    with closing(open_store(tmp_path)) as store:
+        for _ in range(2):
+            with pytest.raises(StoreCorrupted, match=record.digest[:12]) as caught:
+                store.acquire("a")
+            assert caught.value.metadata["digest"] == record.digest
+            with pytest.raises(StoreCorrupted):
+                store.acquire("b")
+        assert {r.id: r.state for r in store.list(0)[0]} == {"a": "quarantined", "b": "quarantined"}
+        (aside,) = (tmp_path / "adapters" / "quarantine").iterdir()
+        assert aside.read_bytes() == damaged
+        assert store.stats().leased_count == 0
+        assert [problem.digest for problem in store.check(deep=True)] == [record.digest]
+        assert put(store, loca(1), "a") == record
+        assert store.get("b") == same
+        store.acquire("b").release()
+        assert not store.check(deep=True)
+    with closing(open_store(tmp_path)) as store:
+        store.acquire("a").release()
 
 
 def test_a_broken_pinned_adapter_does_not_stop_the_start(
@@ -142,46 +196,78 @@ def test_a_broken_pinned_adapter_does_not_stop_the_start(
     store = open_store(tmp_path)
     broken, sound = put(store, loca(1), "a", pinned=True), put(store, loca(2), "b", pinned=True)
     store.close()
-    blob_path(store, broken.digest).write_bytes(b"x")
+    damage(tmp_path, broken.digest)
     store = open_store(tmp_path)
     assert broken.digest[:12] in caplog.text
     assert store.residency_state(sound.digest) == "resident"
+    assert [record.state for record in store.list(0)[0]] == ["quarantined", "ready"]
     store.close()
     store = open_store(tmp_path, base=replace(BASE, modules={}))
     with pytest.raises(BaseModelMismatch):
         store.acquire("b")
+    assert store.get("b").state == "ready"
     store.close()
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
-def test_a_disk_that_refuses(
-    store: AdapterStore, loca: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+@pytest.mark.parametrize("call", ["create", "write_all", "sync", "sync_folder", "replace"])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_disk_that_refuses(store: AdapterStore, loca: Make, tmp_path: Path, call: str, many: bool) -> None:
+    """Nothing has changed, and the next one succeeds. What refuses is asked for by layouts, which are files here."""
     put(store, loca(1), "a")
+    files = adapter_files(make_loca_folder(tmp_path / "other", SHAPES, n=13, seed=2))
+    store._blobs.compact()
 
+    def commit() -> None:
+        if many:
+            store.import_many([ImportItem("b", files), ImportItem("c", files)])
+        else:
+            store.load_folder("other", "b")
+
+    with small_own_files(1000):
+        with Disk() as disk:
+            disk.refuse(call)
+            with pytest.raises(StoreFailed, match="No space left on device") as caught:
+                commit()
+            assert disk.calls
+        assert "secret" not in str(caught.value)
+        assert [record.id for record in store.list(0, "")[0]] == ["a"]
+        assert len(versions_on_disk(store._config.root)) == 1
+        store.acquire("a").release()
+        commit()
+    assert store.get("b").digest in versions_on_disk(store._config.root)
+    assert not store.check(deep=True)
+
+
+def test_an_upload_that_finds_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device", "/some/secret/path")
 
-    folder = loca(2)
-    with monkeypatch.context() as patch:
-        patch.setattr(os if call == "fsync" else Path, call, full)
-        with pytest.raises(StoreFailed, match="No space left on device") as caught:
-            put(store, folder, "b") if call != "open" else Upload(tmp_path, 100, 0).write("adapter_config.json", b"{}")
+    monkeypatch.setattr(Path, "open", full)
+    with Upload(tmp_path, 100, 0) as upload, pytest.raises(StoreFailed, match="No space left on device") as caught:
+        upload.write("adapter_config.json", b"{}")
     assert "secret" not in str(caught.value)
-    assert [record.id for record in store.list(0, "")[0]] == ["a"]
-    assert len(list((store._config.root / "adapters" / "blobs").rglob("*.safetensors"))) == 1
-    assert put(store, folder, "b").id == "b"
 
 
 def test_a_catalogue_that_refuses(store: AdapterStore, loca: Make) -> None:
     put(store, loca(1), "a")
-    store._catalogue._writer.execute("PRAGMA query_only=ON")
-    for call in (lambda: put(store, loca(2), "b"), lambda: store.delete("a"), lambda: store.update("a", pinned=True)):
+    before = store.get("a")
+    writer = store._catalogue._connections._writer
+    writer.execute("PRAGMA query_only=ON")
+    calls: list[Callable[[], object]] = [
+        lambda: put(store, loca(2), "b"),
+        lambda: store.import_many([ImportItem("b", adapter_files(loca(2)))]),
+        lambda: store.delete("a"),
+        lambda: store.update("a", pinned=True),
+    ]
+    for call in calls:
         with pytest.raises(StoreFailed):
             call()
-    store._catalogue._writer.execute("PRAGMA query_only=OFF")
-    assert [record.id for record in store.list(0, "")[0]] == ["a"]
-    assert len(list((store._config.root / "adapters" / "blobs").rglob("*.safetensors"))) == 1
+    writer.execute("PRAGMA query_only=OFF")
+    assert store.list(0, "")[0] == [before]
+    assert versions_on_disk(store._config.root) == [before.digest]
+    store.acquire("a").release()
+    put(store, loca(2), "b")
+    assert not store.check(deep=True)
 
 
 def test_a_newer_or_foreign_catalogue_is_refused(tmp_path: Path) -> None:
@@ -204,4 +290,4 @@ def test_leases_outlive_the_store(tmp_path: Path) -> None:
     store.delete("a")
     store.close()
     lease.release()
-    assert not open_store(tmp_path)._catalogue.digests()
+    assert open_store(tmp_path)._catalogue.counts().blobs == 0

@@ -90,7 +90,9 @@ def test_duplicates_add() -> None:
     }
     parsed = parse(b'{"peft_type": "LOCA", "scale": 0.5}', save(tensors), BaseDescription("b", "", {"m": (2, 3)}))
     core = parsed.deltas["m"].terms[0].core
-    assert (core.rows.tolist(), core.cols.tolist(), core.values.tolist()) == ([0, 1], [0, 2], [2.0, -2.5])
+    # The first free locations take the places of those that came again.
+    assert (core.rows.tolist(), core.cols.tolist()) == ([0, 0, 0, 1], [0, 1, 2, 2])
+    assert core.values.tolist() == [2.0, 0.0, 0.0, -2.5]
     assert parsed.parameter_count == 4
 
 

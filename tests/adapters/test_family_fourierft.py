@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load
 
 from overtone.adapters import AdapterFiles, ParserContext, parse_adapter
-from overtone.adapters.shared import key_of
+from overtone.adapters.safetensors_writer import key_of
 from overtone.errors import BaseModelMismatch, InvalidAdapter, NonFiniteAdapter, UnsupportedAdapter
 from overtone.kernels import SparseCore, reference
 from support.peft_base import base_of

@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from overtone.adapters import AdapterFiles, ParserContext, parse_adapter
 from overtone.adapters.families.waveft import WAVELETS
-from overtone.adapters.shared import key_of
+from overtone.adapters.safetensors_writer import key_of
 from overtone.errors import BaseModelMismatch, InvalidAdapter, NonFiniteAdapter, UnsupportedAdapter
 from overtone.kernels import IDENTITY, SparseCore, reference
 from support.peft_base import base_of

@@ -292,6 +292,18 @@ def test_inserted_between_retain_and_load_and_during_a_load() -> None:
     assert (resident(residency), residency.stats(0).resident_bytes) == ("ab", 80)
 
 
+def test_what_was_brought_for_a_use_is_a_miss_and_used_once() -> None:
+    residency = Residency(100)
+    for digest in "ab":
+        residency.retain(digest)
+        residency.bring(digest, 40, partial(Loader(), digest))
+        residency.load(digest, 40, partial(Loader(), digest), waited=digest == "a")
+        residency.release(digest)
+    stats = residency.stats(0)
+    assert (stats.load_count, stats.hit_count, stats.miss_count) == (2, 1, 1)
+    assert [residency._entries[digest].used for digest in "ab"] == [1, 2]
+
+
 def test_a_lease_on_what_is_in_memory_and_on_nothing_else() -> None:
     residency = Residency(100)
     assert residency.retain_resident("a") is None

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,16 +29,19 @@ from overtone.errors import (
     TooLarge,
     UnsupportedAdapter,
 )
-from support.adapters import SHAPES, adapter_files, files_of, make_loca_folder, open_store, put
+from support.adapters import BASE, SHAPES, adapter_files, files_of, make_loca_folder, open_store, put
 from support.peft_base import base_of
 from support.peft_folders import peft_config, peft_folder
+from support.stored import assert_same_deltas, places_on_disk, versions_on_disk
 from support.tiny import tiny_model
 
 Make = Callable[[int], Path]
 
 
 def blobs(store: AdapterStore) -> list[str]:
-    return sorted(p.stem for p in (store._config.root / "adapters" / "blobs").rglob("*.safetensors"))
+    """The versions on disk; there is nothing else, and it is as it should be."""
+    assert not store.check(deep=True)
+    return versions_on_disk(store._config.root)
 
 
 def test_a_record_says_what_was_stored(store: AdapterStore, loca: Make) -> None:
@@ -49,7 +53,10 @@ def test_a_record_says_what_was_stored(store: AdapterStore, loca: Make) -> None:
     assert blobs(store) == [record.digest]
     assert record.create_time == record.update_time
     assert abs((datetime.now(UTC) - record.create_time).total_seconds()) < 60
-    assert store.residency_state(record.digest) == "stored"
+    assert (record.state, record.tenant, record.last_used_time) == ("ready", "", None)
+    assert record.base_fingerprint == BASE.fingerprint
+    assert store.residency_state(record.digest) == "resident"
+    assert (store.stats().memory_load_count, store.stats().disk_load_count) == (1, 0)
     assert not list((store._config.root / "adapters" / "tmp").iterdir())
 
 
@@ -78,8 +85,14 @@ def test_create_only_and_validate_only(store: AdapterStore, loca: Make) -> None:
     assert store.list(0, "") == ([], "")
     assert blobs(store) == []
     record = put(store, loca(1), "a", create_only=True)
-    assert record.digest == would_be.digest
     assert record.uid != would_be.uid
+    mine = {
+        "uid": record.uid,
+        "etag": record.etag,
+        "create_time": record.create_time,
+        "update_time": record.update_time,
+    }
+    assert replace(would_be, **mine) == record
     for validate_only in (False, True):
         with pytest.raises(AdapterExists):
             put(store, loca(2), "a", create_only=True, validate_only=validate_only)
@@ -238,29 +251,46 @@ def test_replace_under_a_lease(store: AdapterStore, loca: Make) -> None:
     assert blobs(store) == []
 
 
-def test_single_flight_and_load_times(store: AdapterStore, loca: Make) -> None:
-    put(store, loca(1), "a")
+def test_single_flight_and_load_times(tmp_path: Path, loca: Make) -> None:
+    with closing(open_store(tmp_path)) as before:
+        put(before, loca(1), "a")
+    with closing(open_store(tmp_path)) as store:
+        seconds: list[float] = []
+        store.on_load = seconds.append
+        with ThreadPoolExecutor(8) as pool:
+            leases = list(pool.map(lambda _: store.acquire("a"), range(32)))
+        stats = store.stats()
+        assert len(seconds) == stats.load_count == stats.disk_load_count == 1
+        assert len({id(lease.adapter) for lease in leases}) == 1
+        for lease in leases:
+            lease.release()
+        assert store.stats().leased_count == 0
+
+
+def test_an_upload_is_in_memory_at_once(store: AdapterStore, loca: Make) -> None:
+    """And what it brings there is what a load from disk brings."""
     seconds: list[float] = []
     store.on_load = seconds.append
-    with ThreadPoolExecutor(8) as pool:
-        leases = list(pool.map(lambda _: store.acquire("a"), range(32)))
-    assert len(seconds) == store.stats().load_count == 1
-    assert len({id(lease.adapter) for lease in leases}) == 1
-    for lease in leases:
-        lease.release()
-    assert store.stats().leased_count == 0
+    put(store, loca(1), "a")
+    uploaded = store.acquire("a")
+    assert not seconds
+    stats = store.stats()
+    assert (stats.memory_load_count, stats.disk_load_count, stats.hit_count, stats.miss_count) == (1, 0, 1, 0)
+    loaded = store._versions.read(uploaded.adapter.digest)
+    assert len(seconds) == 1
+    assert_same_deltas(uploaded.adapter.deltas, loaded.deltas)
+    uploaded.release()
 
 
 def test_memory(tmp_path: Path, loca: Make) -> None:
     probe = open_store(tmp_path / "probe")
-    put(probe, loca(1), "a", pinned=True)
-    one = probe.stats().resident_bytes
-    store = open_store(tmp_path / "store", memory_bytes=2 * one + one // 2)
+    used = [put(probe, loca(seed), str(seed)) and probe.stats().resident_bytes for seed in (1, 2)]
+    store = open_store(tmp_path / "store", memory_bytes=used[1] + (used[1] - used[0]) // 2)
     records = {str(seed): put(store, loca(seed), str(seed), pinned=seed == 1) for seed in (1, 2, 3)}
-    for name in "23":
+    for name in ("2", "3"):
         store.acquire(name).release()
-    states = {name: store.residency_state(record.digest) for name, record in records.items()}
-    assert states == {"1": "resident", "2": "stored", "3": "resident"}
+        states = {name: store.residency_state(record.digest) for name, record in records.items()}
+        assert states == {"1": "resident", "2": "stored", "3": "stored"} | {name: "resident"}
     with store.acquire("3"):
         with pytest.raises(AdapterMemoryFull) as caught:
             store.acquire("2")
@@ -368,16 +398,17 @@ def test_drawn_matrices_count_like_uploaded_bytes(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedAdapter) as caught:
             attempt()
         assert caught.value.field == "save_projection"
-    assert not list((tmp_path / "store").rglob("*.safetensors"))
+    assert not places_on_disk(tmp_path / "store")
+    assert not list((tmp_path / "store" / "adapters" / "packs").iterdir())
     store.close()
     with closing(open_store(tmp_path / "store", base=base_of(model))) as wider:
         put(wider, folder, "a")
         put(wider, folder, "b")
-        assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 3  # the adapter and its two matrices, once
+        assert len(places_on_disk(tmp_path / "store")) == 4  # the adapter, its layout and two matrices, once
         wider.delete("a")
-        assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 3
+        assert len(places_on_disk(tmp_path / "store")) == 4
         wider.delete("b")
-        assert not list((tmp_path / "store").rglob("*.safetensors"))
+        assert not places_on_disk(tmp_path / "store")
 
 
 def test_an_upload_that_outgrows_memory_goes_to_the_disk(tmp_path: Path) -> None:

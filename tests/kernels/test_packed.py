@@ -76,6 +76,7 @@ def test_every_module_is_what_lies_in_its_slices(modules: list[Described], seed:
             assert torch.equal(term.core.matrix.to_dense().double(), dense)
             z = torch.randn(3, core.shape[1], generator=torch.Generator().manual_seed(seed))
             torch.testing.assert_close(term.core.apply(z).double(), z.double() @ dense.T, rtol=1e-5, atol=1e-5)
+    assert deltas.filled_rows().tolist() == [len(core.rows.unique()) for cores in expected.values() for core in cores]
 
 
 def test_views_lie_in_the_buffers() -> None:

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from overtone.engine.config import EngineConfig
+from overtone.engine.engine import Engine
 from overtone.engine.pages import PageAllocator
 from overtone.engine.prefix import PrefixCache
+from overtone.engine.scheduler import StepPlan
+from overtone.engine.types import Request
 from overtone.kernels import DCT, IDENTITY, Delta, LowRankCore, Term, sparse_core
 from overtone.kernels.gpu.records import ALIGNMENT
 from overtone.models.channels import AdapterDeltas
+from overtone.models.device import pool as pool_module
 from overtone.models.device.extents import Packer, Plans, Use
 from overtone.models.device.memory import CacheShape, DeviceMemory
 from overtone.models.device.pool import DevicePool, OnDevice
-from support.requests import make_sequence
+from support.fake_model import FakeModel, fake_decode
+from support.recorder import Recorder, serve
+from support.requests import make_request, make_sequence
 
 CPU = torch.device("cpu")
 SHAPE = CacheShape(layers=2, tokens=8, kv_heads=1, head_dim=16, dtype=torch.float32)
@@ -163,6 +170,64 @@ def test_staged_adapters_are_there_before_they_are_asked_for() -> None:
     pool.forget("key")
     assert found.extents.used < before
     assert pool.stats.extents == 0
+
+
+def test_adapters_of_requests_that_wait_are_there_before_their_first_step() -> None:
+    """The engine tells of a request when it takes it in, not when it runs: with a batch of one, the others' adapters are
+    copied after steps of the first."""
+    found, _ = memory()
+    pool, config = pool_in(found), EngineConfig(1, 16, 64, page_tokens=4, cache_pages=64)
+    model, recorder = FakeModel(config), Recorder()
+    steps: list[tuple[str, bool]] = []
+
+    def run(plan: StepPlan) -> torch.Tensor:
+        (request,) = [chunk.sequence.request for chunk in plan.chunks]
+        steps.append((request.request_id, request.adapter_key in pool._there))
+        pool.of({request.adapter_key: request.adapter or {}})
+        for future in list(pool._staged.values()):
+            future.result()
+        pool.prefetch()
+        return model(plan)
+
+    def stage(request: Request) -> None:
+        pool.stage(request.adapter_key, request.adapter or {})
+
+    engine = Engine(run, fake_decode, frozenset(), config, recorder, on_queued=stage)
+    serve(engine, recorder, [make_request(f"r{i}", (1, 2), 3, adapter=low_rank("b", 2, i)) for i in range(4)])
+    pool.close()
+    firsts = dict(reversed(steps))
+    assert [firsts[f"r{i}"] for i in range(1, 4)] == [True] * 3
+    assert pool.stats.uploads == 4
+
+
+def test_a_burst_is_packed_in_its_order_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_STAGED", 2)
+    monkeypatch.setattr(pool_module, "_LATER", 3)
+    found, _ = memory()
+    pool = pool_in(found)
+
+    def stage(*seeds: int) -> None:
+        for seed in seeds:
+            pool.stage(seed, low_rank("b", 1, seed))
+            packed()
+
+    def packed() -> None:
+        for future in pool._staged.values():
+            future.result()
+
+    stage(*range(7))
+    there = []
+    for _ in range(3):
+        pool.prefetch()
+        there.append(list(pool._there))
+        packed()
+    assert there == [[0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
+    stage(*range(10, 14))
+    pool.forget_later()
+    for _ in range(2):
+        pool.prefetch()
+    assert list(pool._there) == [0, 1, 2, 3, 4, 10, 11]
+    pool.close()
 
 
 def test_holes_are_joined_around_what_the_step_uses() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overtone.adapters.packing import pack_deltas
+from overtone.engine.sole_adapter import cost_of
 from overtone.kernels import DCT, IDENTITY, Delta, FrameBank, Term, prepare
 from overtone.kernels.native import native_kernels
 from overtone.models.adapter_rows import AdapterRows, Output
@@ -136,3 +138,10 @@ def test_native_kernels_need_no_terms(form: type[AdapterStep | BlockedStep]) -> 
         assert outline is not None
         assert isinstance(outline.modules, PackedTerms)
         assert not outline.modules._made
+
+
+def test_what_merging_costs() -> None:
+    packed, plain = both_forms({"wide": [0, 1], "tall": [0], "square": [1, 0, 1]}, seed=1)
+    assert cost_of(packed, SHAPES) == cost_of(plain, SHAPES)
+    assert 0 < cost_of(packed, SHAPES).once < math.inf
+    assert cost_of(packed, {"wide": SHAPES["wide"]}).once == math.inf

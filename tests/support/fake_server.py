@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import grpc
-from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
 
@@ -127,9 +126,9 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer, adapters_pb2_grp
         made.pinned = request.adapter.pinned
         return made
 
-    def DeleteAdapter(self, request: Any, context: Any) -> Empty:
+    def DeleteAdapter(self, request: Any, context: Any) -> adapters_pb2.DeleteAdapterResponse:
         self._enter(request, context)
-        return Empty()
+        return adapters_pb2.DeleteAdapterResponse(freed_bytes=2048, pending_bytes=4096, lease_count=2)
 
     def _enter(self, request: Any, context: Any) -> None:
         self.requests.append(request)
@@ -165,8 +164,11 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer, adapters_pb2_grp
             warnings=["odd"],
             etag="e-1",
             versions=["a" * 64],
+            tenant="anna",
+            base_fingerprint="f" * 64,
         )
         made.create_time.FromSeconds(86400)
+        made.last_used_time.FromSeconds(172800)
         return made
 
 

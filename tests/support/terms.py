@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from overtone.adapters.shared import key_of
+from overtone.adapters.safetensors_writer import key_of
 from overtone.kernels import (
     DCT,
     DFT,

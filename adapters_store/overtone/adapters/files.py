@@ -21,7 +21,9 @@ class Layout:
 
 PEFT_LAYOUT = Layout("adapter_config.json", "adapter_model.safetensors")
 PICA_LAYOUT = Layout("pica_config.json", "pica_adapter.safetensors", "PICA")
-LAYOUTS = (PEFT_LAYOUT, PICA_LAYOUT)
+ARCHIVED_LAYOUT = Layout("overtone_adapter.json", "overtone_adapter.safetensors")
+"""See `overtone.adapters.archive`."""
+LAYOUTS = (PEFT_LAYOUT, PICA_LAYOUT, ARCHIVED_LAYOUT)
 CONFIG_FILE, WEIGHTS_FILE = PEFT_LAYOUT.config, PEFT_LAYOUT.weights
 CONFIG_FILES = frozenset(layout.config for layout in LAYOUTS)
 FILE_NAMES = tuple(name for layout in LAYOUTS for name in (layout.config, layout.weights))

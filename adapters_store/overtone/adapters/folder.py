@@ -16,7 +16,7 @@ from overtone.adapters.files import DOCUMENTATION, MAX_CONFIG_BYTES, AdapterFile
 from overtone.adapters.text import shown
 from overtone.errors import PathRefused, TooLarge
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -60,10 +60,10 @@ def _parts(path: str) -> list[str]:
 def _open_below(root: Path, parts: Sequence[str], path: str) -> int | None:
     """A handle of the folder, None if it is not there. The root itself is the operator's word and may be a link."""
     with operation("open an adapter root"):
-        handle = os.open(root, _FOLDER)
+        handle = os.open(root, FOLDER)
     for part in parts:
         try:
-            inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=handle)
+            inner = os.open(part, FOLDER | os.O_NOFOLLOW, dir_fd=handle)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -79,11 +79,11 @@ def _read_files(folder: int, max_bytes: int) -> AdapterFiles:
     with operation("list an adapter folder"):
         names = sorted(set(os.listdir(folder)) - DOCUMENTATION)
     layout = layout_of(names)
-    config = _read_file(folder, layout.config, min(MAX_CONFIG_BYTES, max_bytes))
-    return AdapterFiles(config, _read_file(folder, layout.weights, max_bytes - len(config)), layout)
+    config = read_file(folder, layout.config, min(MAX_CONFIG_BYTES, max_bytes))
+    return AdapterFiles(config, read_file(folder, layout.weights, max_bytes - len(config)), layout)
 
 
-def _read_file(folder: int, name: str, max_bytes: int) -> bytes:
+def read_file(folder: int, name: str, max_bytes: int) -> bytes:
     try:
         handle = os.open(name, _FILE, dir_fd=folder)
     except OSError as error:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
-from overtone.adapters.blob import encode
-from overtone.adapters.catalogue import Catalogue
-from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapter
+from overtone.adapters.catalogue import Resolved
+from overtone.adapters.catalogue.rows import unknown
 from overtone.adapters.files import AdapterFiles
+from overtone.adapters.last_used import LastUsed
 from overtone.adapters.lease import Lease, Share
+from overtone.adapters.lookups import Lookups
 from overtone.adapters.pending import Found, PendingLease
+from overtone.adapters.recipes import Admitted
 from overtone.adapters.records import parse_reference
-from overtone.adapters.resident import ResidentAdapter, make_resident, resident_nbytes
+from overtone.adapters.resident import ResidentAdapter
+from overtone.adapters.sums import Sum
 from overtone.adapters.versions import Versions
 from overtone.errors import OvertoneError
 
@@ -36,60 +39,93 @@ class Wanted:
 
 
 class Leasing:
-    """Thread-safe."""
+    """Thread-safe. admit: what checks the files of an adapter."""
 
-    def __init__(self, catalogue: Catalogue, versions: Versions, context: ParserContext, *, strict_base: bool) -> None:
-        self._catalogue, self._versions = catalogue, versions
-        self._context, self._strict_base = context, strict_base
+    def __init__(
+        self,
+        lookups: Lookups[Resolved],
+        versions: Versions,
+        admit: Callable[[AdapterFiles], Admitted],
+        used: LastUsed,
+    ) -> None:
+        self._lookups, self._versions, self._admit, self._used = lookups, versions, admit, used
         # SHA-256 of an inline adapter's files -> its digest and bytes in memory.
         self._inline: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def acquire(self, wanted: Sequence[Wanted]) -> Lease:
-        """A lease on the weighted sum of one or more adapters, in memory until released.
+    def acquire(self, wanted: Sequence[Wanted], tenant: str = "") -> Lease:
+        """A lease on the weighted sum of one or more adapters, in memory until released, on behalf of a tenant.
 
-        Raises `AdapterNotFound`, `AdapterMemoryFull`, `StoreCorrupted`, `StoreFailed`, `BaseModelMismatch` for a version
-        that was stored for another base model, and `InvalidAdapter` for files that are none.
+        Raises `AdapterNotFound`, also for what belongs to another tenant, `AdapterMemoryFull`, `StoreCorrupted`,
+        `StoreFailed`, `BaseModelMismatch` for a version that was stored for another base model, and `InvalidAdapter` for
+        files that are none.
         """
-        return self.begin(wanted).finish()
+        return self.begin(wanted, tenant).finish()
 
-    def begin(self, wanted: Sequence[Wanted]) -> PendingLease:
+    def acquire_resident(self, wanted: Sequence[Wanted], tenant: str = "") -> Lease | None:
+        """`acquire` for who must not wait, from memory alone: None if anything is to be asked for, loaded or added up.
+
+        Raises `AdapterNotFound` for an id of which it is known that there is none, and `InvalidRequest`.
+        """
+        shares = []
+        for one in wanted:
+            with _labelled(one):
+                share = self._known(one, tenant)
+            if share is None:
+                return None
+            shares.append(share)
+        total = Sum.of(shares)
+        # Whoever frees a version tells `Lookups` first, then drops it from memory: what is found in both was not deleted
+        # when this began, and is leased now.
+        adapter = self._versions.residency.retain_resident(total.key, temporary=total.computed)
+        if adapter is None:
+            return None
+        for share in shares:
+            self._used.note(share.adapter_id)
+        return Lease(total.shares, adapter, partial(self._versions.release, total.key))
+
+    def _known(self, wanted: Wanted, tenant: str) -> Share | None:
+        if wanted.files is not None:
+            return None
+        adapter_id, prefix = parse_reference(wanted.reference)
+        found = self._lookups.peek(adapter_id, prefix)
+        return None if found is None else Share(adapter_id, _of_tenant(found, adapter_id, tenant).digest, wanted.weight)
+
+    def begin(self, wanted: Sequence[Wanted], tenant: str = "") -> PendingLease:
         """The first part of `acquire`, which parses what came with the request and waits for no load."""
         assert wanted
         with ExitStack() as parts:
-            found = [self._find(one, parts) for one in wanted]
+            found = [self._find(one, tenant, parts) for one in wanted]
             pending = PendingLease(self._versions, found)
             pending.retained.push(parts.pop_all())
             return pending
 
-    def _find(self, wanted: Wanted, parts: ExitStack) -> Found:
+    def _find(self, wanted: Wanted, tenant: str, parts: ExitStack) -> Found:
         """The adapter, retained until `parts` is closed."""
-        try:
-            return self._retain(wanted, parts)
-        except OvertoneError as error:
-            if wanted.label:
-                error.metadata["source"] = wanted.label
-                error.message = f"{wanted.label}: {error.message}"
-            raise
+        with _labelled(wanted):
+            found = self._stored(wanted, tenant) if wanted.files is None else self._brought(wanted, wanted.files)
+            digest = found.share.digest
+            self._versions.residency.retain(digest, temporary=not found.stored)
+            parts.callback(self._versions.release, digest)
+            found.check()
+            return found
 
-    def _retain(self, wanted: Wanted, parts: ExitStack) -> Found:
-        found = self._stored(wanted) if wanted.files is None else self._brought(wanted, wanted.files)
-        digest = found.share.digest
-        self._versions.residency.retain(digest, temporary=not found.stored)
-        parts.callback(self._versions.release, digest)
-        found.check()
-        return found
-
-    def _stored(self, wanted: Wanted) -> Found:
+    def _stored(self, wanted: Wanted, tenant: str) -> Found:
         adapter_id, prefix = parse_reference(wanted.reference)
-        digest, nbytes = self._catalogue.resolve(adapter_id, prefix)
+        resolved = _of_tenant(self._lookups.resolve(adapter_id, prefix), adapter_id, tenant)
+        self._used.note(adapter_id)
+
+        def check() -> None:
+            """It may have been deleted before it was retained, unless it is still known; after that its blob stays."""
+            if self._lookups.peek(adapter_id, prefix) != resolved:
+                self._lookups.resolve(adapter_id, resolved.digest)
+
         return Found(
-            Share(adapter_id, digest, wanted.weight),
-            nbytes,
+            Share(adapter_id, resolved.digest, wanted.weight),
+            resolved.resident_bytes,
             stored=True,
-            load=partial(self._versions.read, digest),
-            # It may have been deleted before it was retained; after that its blob stays.
-            check=partial(self._catalogue.resolve, adapter_id, digest),
+            load=partial(self._versions.read, resolved.digest),
+            check=check,
         )
 
     def _brought(self, wanted: Wanted, files: AdapterFiles) -> Found:
@@ -97,11 +133,10 @@ class Leasing:
         raw = _raw_digest(files)
         with self._lock:
             known = self._inline.get(raw)
-        parsed = None
+        admitted = None
         if known is None:
-            parsed = self._parse(files)
-            digest = encode(replace(parsed, base_fingerprint=self._context.base.fingerprint)).digest
-            known = digest, resident_nbytes(parsed.deltas)
+            admitted = self._admit(files)
+            known = admitted.encoded.digest, admitted.resident_bytes
         with self._lock:
             self._inline[raw] = known
             self._inline.move_to_end(raw)
@@ -110,13 +145,29 @@ class Leasing:
         digest, nbytes = known
 
         def load() -> ResidentAdapter:
-            adapter = parsed or self._parse(files)
-            return make_resident(digest, adapter.family, adapter.deltas, self._versions.on_device, "memory")
+            adapter = admitted or self._admit(files)
+            return self._versions.made(digest, adapter.kind.family, adapter.contents, "memory")
 
         return Found(Share("", digest, wanted.weight), nbytes, stored=False, load=load)
 
-    def _parse(self, files: AdapterFiles) -> ParsedAdapter:
-        return parse_adapter(files, self._context, strict_base=self._strict_base)
+
+def _of_tenant(resolved: Resolved, adapter_id: str, tenant: str) -> Resolved:
+    """Nobody learns what others have: raises `AdapterNotFound` as for an id that there is not."""
+    if resolved.tenant not in ("", tenant):
+        raise unknown(adapter_id)
+    return resolved
+
+
+@contextmanager
+def _labelled(wanted: Wanted) -> Iterator[None]:
+    """Errors inside say which of several adapters it was."""
+    try:
+        yield
+    except OvertoneError as error:
+        if wanted.label:
+            error.metadata["source"] = wanted.label
+            error.message = f"{wanted.label}: {error.message}"
+        raise
 
 
 def _raw_digest(files: AdapterFiles) -> str:

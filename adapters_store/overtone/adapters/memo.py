@@ -7,16 +7,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-import torch
-
 T = TypeVar("T", bound=tuple[Any, ...])
 _BUDGET = 256 << 20
+_OF_MEMORY = 8
 _MAX_ENTRIES = 1000
 
 
+def memo_budget(memory_bytes: int, most: int = _BUDGET) -> int:
+    """Bytes for a memo beside so many for adapters in memory: an eighth of them, `most` at most."""
+    return min(most, memory_bytes // _OF_MEMORY)
+
+
 class Memo:
-    """Tuples by key. Thread-safe. The least recently used are forgotten once there are too many, or their tensors exceed
-    `max_bytes`."""
+    """Tuples by key. Thread-safe. The least recently used are forgotten once there are too many, or what in them has
+    `nbytes`, as tensors do, exceeds `max_bytes`."""
 
     def __init__(self, max_bytes: int = _BUDGET) -> None:
         self._max_bytes = max_bytes
@@ -24,12 +28,24 @@ class Memo:
         self._known: OrderedDict[Hashable, tuple[Any, ...]] = OrderedDict()
         self._used = 0
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returned for `key`. Two threads may both make it; both get the same in the end."""
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors that it keeps."""
+        with self._lock:
+            return self._used
+
+    def find(self, key: Hashable) -> tuple[Any, ...] | None:
+        """What is known for `key`."""
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
-                return self._known[key]  # type: ignore[return-value]
+            return self._known.get(key)
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned for `key`. Two threads may both make it; both get the same in the end."""
+        known = self.find(key)
+        if known is not None:
+            return known  # type: ignore[return-value]
         made = make()
         with self._lock:
             if key in self._known:
@@ -42,4 +58,4 @@ class Memo:
 
 
 def _nbytes(value: tuple[Any, ...]) -> int:
-    return sum(t.numel() * t.element_size() for t in value if isinstance(t, torch.Tensor))
+    return sum(getattr(one, "nbytes", 0) for one in value)

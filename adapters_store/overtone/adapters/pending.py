@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +9,7 @@ from functools import partial
 
 from overtone.adapters.lease import Lease, Share
 from overtone.adapters.resident import ResidentAdapter, mix
+from overtone.adapters.sums import Sum
 from overtone.adapters.versions import Versions
 from overtone.errors import AdapterMemoryFull
 
@@ -35,12 +33,10 @@ class PendingLease:
         """Raises `AdapterMemoryFull` for a sum that never fits."""
         self._versions = versions
         self.retained = ExitStack()
-        ordered = sorted(found, key=lambda one: (one.share.digest, one.share.adapter_id, one.share.weight))
-        self._shares = tuple(one.share for one in ordered)
-        self._found = {one.share.digest: one for one in ordered}
-        self._weights = {
-            digest: math.fsum(s.weight for s in self._shares if s.digest == digest) for digest in self._found
-        }
+        # Of equal contents the one that is stored, if one is.
+        self._found = {one.share.digest: one for one in sorted(found, key=lambda one: one.stored)}
+        self._sum = Sum.of(one.share for one in found)
+        self._absent = {digest for digest in self._found if versions.residency.state(digest) != "resident"}
         nbytes = sum(one.nbytes for one in self._found.values())
         if self.mixes and 2 * nbytes > versions.residency.budget:
             message = f"the adapters together need {nbytes} bytes, and as much again while they are added"
@@ -49,14 +45,13 @@ class PendingLease:
 
     @property
     def mixes(self) -> bool:
-        """Whether it is a sum or a multiple, which is computed, not one adapter as it is."""
-        return len(self._shares) > 1 or self._shares[0].weight != 1
+        """Whether it is to be computed."""
+        return self._sum.computed
 
     @property
     def ready(self) -> bool:
         """Whether `finish` would neither read the disk nor compute."""
-        key = self._key if self.mixes else self._shares[0].digest
-        return self._versions.residency.state(key) == "resident"
+        return self._versions.residency.state(self._sum.key) == "resident"
 
     @property
     def missing(self) -> Mapping[str, Callable[[], None]]:
@@ -72,7 +67,7 @@ class PendingLease:
     def _bring(self, one: Found) -> None:
         self._versions.residency.retain(one.share.digest, temporary=not one.stored)
         try:
-            self._load(one)
+            self._versions.residency.bring(one.share.digest, one.nbytes, one.load)
         finally:
             self._versions.release(one.share.digest)
 
@@ -81,29 +76,27 @@ class PendingLease:
         with self.retained as parts:
             if not self.mixes:
                 adapter = self._load(next(iter(self._found.values())))
-                return Lease(self._shares, adapter, parts.pop_all().close)
+                return Lease(self._sum.shares, adapter, parts.pop_all().close)
             return self._mixed()
 
     def release(self) -> None:
         """Gives up."""
         self.retained.close()
 
-    @property
-    def _key(self) -> str:
-        return "mix:" + hashlib.sha256(json.dumps(sorted(self._weights.items())).encode()).hexdigest()
-
     def _mixed(self) -> Lease:
         """Keeps the sum in memory; its parts only until it is made."""
-        key, residency = self._key, self._versions.residency
+        key, residency = self._sum.key, self._versions.residency
+        weights = self._sum.weights
         with ExitStack() as held:
             residency.retain(key, temporary=True)
             held.callback(self._versions.release, key)
             adapter = residency.load(
                 key,
                 self._nbytes,
-                lambda: mix(key, [(self._weights[d], self._load(self._found[d])) for d in sorted(self._found)]),
+                lambda: mix(key, [(weights[digest], self._load(one)) for digest, one in sorted(self._found.items())]),
             )
-            return Lease(self._shares, adapter, held.pop_all().close)
+            return Lease(self._sum.shares, adapter, held.pop_all().close)
 
     def _load(self, found: Found) -> ResidentAdapter:
-        return self._versions.residency.load(found.share.digest, found.nbytes, found.load)
+        digest = found.share.digest
+        return self._versions.residency.load(digest, found.nbytes, found.load, waited=digest in self._absent)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from overtone.adapters.text import shown
 from overtone.errors import InvalidRequest
 
 _ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+_TENANT = re.compile(r"[a-z0-9\-_.]{0,64}")
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{12,64}")
-_DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 _MAX_LABELS, _MAX_LABEL_KEY, _MAX_LABEL_VALUE = 64, 63, 256
+
+
+AdapterState = Literal["ready", "quarantined"]
+"""Whether the current version can be served, or its stored content was found broken."""
 
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """What the catalogue says of one adapter. `versions`: digests, newest first; `size_bytes`: of the canonical blob."""
+    """What the catalogue says of one adapter.
+
+    `versions`: digests of all that are kept, newest first; `digest`: of the current one; `size_bytes`: of its canonical
+    blob; `tenant`: "" for an adapter of nobody in particular; `base_fingerprint`: "" where an older version of Overtone
+    stored it; `last_used_time`: None if it never was.
+    """
 
     id: str
     uid: str
@@ -32,40 +41,58 @@ class AdapterRecord:
     module_count: int
     parameter_count: int
     base_model_name_or_path: str
+    base_fingerprint: str
     warnings: tuple[str, ...]
     basis: str
+    tenant: str
+    state: AdapterState
     create_time: datetime
     update_time: datetime
+    last_used_time: datetime | None
     etag: str
     versions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the adapters of one recipe have in common."""
+
+    family: str
+    module_count: int
+    parameter_count: int
+    base_model_name_or_path: str
+    base_fingerprint: str
+    warnings: tuple[str, ...] = ()
+    basis: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """One immutable content: everything about it that the blob's digest fixes. `shared`: digests of blobs that it refers
     to."""
 
     digest: str
-    family: str
+    kind: Kind
     size_bytes: int
     resident_bytes: int
-    module_count: int
-    parameter_count: int
-    base_model_name_or_path: str
-    warnings: tuple[str, ...]
-    basis: str = ""
     shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """`memory_bytes`: for resident adapters; `adapter_roots`: where `load_folder` may read."""
+    """`memory_bytes`: for resident adapters; `adapter_roots`: where `load_folder` may read; `keep_versions`: of one adapter;
+    `pack_bytes`: see `Blobs`; `remote_url`: of object storage, "": none; `disk_bytes`: what is there too is removed here
+    above this, 0: never."""
 
     root: Path
     memory_bytes: int
     max_upload_bytes: int
     strict_base: bool = False
     adapter_roots: tuple[Path, ...] = ()
+    keep_versions: int = 10
+    pack_bytes: int = 256 << 20
+    remote_url: str = ""
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,8 @@ class StoreStats:
 
     load_count: all that came into memory, by where from: the disk, a remote store, or what was in memory already (uploaded
     just now, brought by a request, added up). miss_count: uses that had to wait for a load. memo_bytes: of what loads share
-    and nothing in memory uses; beside `resident_bytes`.
+    and nothing in memory uses; beside `resident_bytes`. live_bytes: of blobs that something refers to; disk_bytes: of
+    packs here, remote_bytes: in object storage. negative: ids remembered as unknown.
     """
 
     registered_count: int
@@ -91,6 +119,17 @@ class StoreStats:
     remote_load_count: int = 0
     memory_load_count: int = 0
     memo_bytes: int = 0
+    negative_count: int = 0
+    negative_hit_count: int = 0
+    store_id: str = ""
+    version_count: int = 0
+    quarantined_count: int = 0
+    blob_count: int = 0
+    live_bytes: int = 0
+    disk_bytes: int = 0
+    disk_budget_bytes: int = 0
+    pack_count: int = 0
+    remote_bytes: int = 0
 
 
 def check_id(adapter_id: str, field: str = "adapter_id") -> str:
@@ -101,14 +140,26 @@ def check_id(adapter_id: str, field: str = "adapter_id") -> str:
     return adapter_id
 
 
+def check_tenant(tenant: str) -> str:
+    """`tenant`, or `InvalidRequest`. The empty name is the tenant of whoever names none."""
+    if not _TENANT.fullmatch(tenant):
+        raise InvalidRequest('tenant must be at most 64 characters of "a-z0-9-_."', field="tenant")
+    return tenant
+
+
+def check_version(prefix: str, field: str = "version") -> str:
+    """The beginning of a digest, or `InvalidRequest`."""
+    if not _DIGEST_PREFIX.fullmatch(prefix):
+        message = f"{shown(prefix)!r} is no version: 12 to 64 lower-case hexadecimal digits"
+        raise InvalidRequest(message, field=field)
+    return prefix
+
+
 def parse_reference(reference: str) -> tuple[str, str]:
     """("id", digest prefix or "") of "id", "id@digest" or either with "adapters/" before it."""
     adapter_id, at, prefix = reference.removeprefix("adapters/").partition("@")
     check_id(adapter_id, "adapter")
-    if at and not _DIGEST_PREFIX.fullmatch(prefix):
-        message = f"{shown(prefix)!r} is no version: 12 to 64 lower-case hexadecimal digits"
-        raise InvalidRequest(message, field="adapter")
-    return adapter_id, prefix
+    return adapter_id, check_version(prefix, "adapter") if at else ""
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
@@ -124,28 +175,3 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     if problem:
         raise InvalidRequest(problem, field="labels")
     return dict(sorted(labels.items()))
-
-
-def check_page_size(page_size: int) -> int:
-    """How many records a page has: 100 for 0, at most 1000; `InvalidRequest` if negative."""
-    if page_size < 0:
-        raise InvalidRequest(f"page_size is {page_size}, less than 0", field="page_size")
-    return min(page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
-
-
-def make_page_token(last_id: str) -> str:
-    """Opaque to clients: where the next page begins."""
-    return base64.urlsafe_b64encode(last_id.encode()).decode()
-
-
-def parse_page_token(token: str) -> str:
-    """The last id of the page before, "" for the first page; `InvalidRequest` for a token that we did not make."""
-    if not token:
-        return ""
-    try:
-        last_id = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True).decode("ascii")
-    except ValueError:
-        last_id = ""
-    if not _ID.fullmatch(last_id):
-        raise InvalidRequest(f"{shown(token)!r} is no page token", field="page_token")
-    return last_id

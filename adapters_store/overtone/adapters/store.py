@@ -1,8 +1,7 @@
-"""The adapter store: uploads in, leases on immutable versions out. Ties catalogue, blobs and memory together.
+"""The store of adapters: blobs on disk, their catalogue, and the adapters in memory, behind one thread-safe interface.
 
-Order of a commit: blob durable, then memory if pinned, then the catalogue row, which is the acknowledgement. Order of a
-deletion: the row, then, when the last lease is gone, memory and blob. A crash in between leaves a blob without a row,
-and the next start removes it.
+Order of a change: blobs, then the catalogue row, then the events. Order of a deletion: the row, then, when the last lease is
+gone, memory and blobs. What a crash leaves in between the catalogue knows, and the next start removes it.
 """
 
 from __future__ import annotations
@@ -12,67 +11,86 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import torch
 
+from overtone.adapters.admission import Admission, checked_entry
+from overtone.adapters.archive import write_archive
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.blob import Encoded, encode
-from overtone.adapters.blobs import BlobFolder
-from overtone.adapters.catalogue import Catalogue, Options, already_exists
-from overtone.adapters.families import ParsedAdapter, ParserContext, parse_adapter
+from overtone.adapters.canonical import Known
+from overtone.adapters.catalogue import Entry, Options, Resolved, already_exists
+from overtone.adapters.disk import StoreDisk
+from overtone.adapters.events import Events
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.folder import read_folder
+from overtone.adapters.last_used import LastUsed
 from overtone.adapters.lease import Lease
 from overtone.adapters.leasing import Leasing, Wanted
+from overtone.adapters.lookups import Lookups
+from overtone.adapters.operations import Compaction, Deletion, Event, ImportItem, ImportResult, Problem, Progress
+from overtone.adapters.packs.folder import corrupted
+from overtone.adapters.packs.problem import no_progress
+from overtone.adapters.paging import Listing, check_page_size, make_page_token, parse_order, parse_page_token
 from overtone.adapters.pending import PendingLease
 from overtone.adapters.projectors import Projectors
-from overtone.adapters.records import (
-    AdapterRecord,
-    StoreConfig,
-    StoreStats,
-    Version,
-    check_id,
-    check_labels,
-    check_page_size,
-    make_page_token,
-    parse_page_token,
-)
-from overtone.adapters.residency import State
-from overtone.adapters.resident import resident_nbytes
-from overtone.adapters.shared import pack
+from overtone.adapters.recipes import Admitted
+from overtone.adapters.records import AdapterRecord, StoreConfig, StoreStats, check_id, check_labels
+from overtone.adapters.residency import ENTRY_BYTES, State
+from overtone.adapters.resident import ResidentAdapter
+from overtone.adapters.shared import SharedBlobs
+from overtone.adapters.upkeep import Upkeep
 from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
-from overtone.errors import AdapterMemoryFull, ConfigError
+from overtone.errors import OvertoneError
 
-__all__ = ["AdapterRecord", "AdapterStore", "Lease", "StoreConfig", "StoreStats", "Upload", "Wanted"]
-
-Records = list[AdapterRecord]
+__all__ = [
+    "AdapterRecord",
+    "AdapterStore",
+    "Compaction",
+    "Deletion",
+    "Event",
+    "ImportItem",
+    "ImportResult",
+    "Lease",
+    "Problem",
+    "Progress",
+    "StoreConfig",
+    "StoreStats",
+    "Upload",
+    "Wanted",
+]
 
 _PROJECTOR_ROWS = 256
 """PiCa's usual rank."""
+_UPKEEP_S = 5.0
 
 
 class AdapterStore:
-    """Every method is thread-safe and may block on the disk."""
+    """Every method is thread-safe and may block on the disk, but for `acquire_resident`."""
 
     def __init__(self, config: StoreConfig, base: BaseDescription, device: torch.device | None = None) -> None:
         """Recovers from whatever ended the last process. device: where adapters become resident; None: the CPU.
 
         Raises `ConfigError` if another process uses the store, or if its catalogue is missing.
         """
-        self._config, self._base = config, base
+        self._config, self._room = config, config.memory_bytes - ENTRY_BYTES
+        self._events, self._used = Events(), LastUsed()
         with ExitStack() as undo:
-            self._blobs = BlobFolder(config.root)
-            undo.callback(self._blobs.close)
-            self._catalogue = Catalogue(_catalogue_path(self._blobs))
-            undo.callback(self._catalogue.close)
-            self._blobs.recover(self._catalogue.digests())
+            self._disk = undo.enter_context(StoreDisk(config))
+            self._blobs, self._catalogue = self._disk.blobs, self._disk.catalogue
             projectors = Projectors(config.root / "bases" / base.fingerprint[:16], base, step=_PROJECTOR_ROWS)
-            self._context = ParserContext(base, projectors=projectors, max_numbers=config.max_upload_bytes // 4)
-            self._versions = Versions(self._blobs, self._catalogue, base, projectors, config.memory_bytes, device)
-            self._leasing = Leasing(self._catalogue, self._versions, self._context, strict_base=config.strict_base)
+            known = Known()
+            self._admission = Admission(config, base, projectors, known)
+            self._sharing = sharing = SharedBlobs(self._blobs, projectors, known)
+            self._versions = Versions(self._blobs, self._catalogue, base, sharing, config.memory_bytes, device)
+            self._lookups = Lookups(self._resolve)
+            self._versions.on_broken = self._set_aside
+            self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used)
+            self._versions.sweep(self._catalogue.unused())
             self._versions.load_pinned()
-            undo.pop_all()
+            self._upkeep = Upkeep([self.flush, self._disk.tidy], _UPKEEP_S)
+            self._closing = undo.pop_all()
 
     @property
     def on_load(self) -> Callable[[float], None] | None:
@@ -84,10 +102,18 @@ class AdapterStore:
         self._versions.on_load = listener
 
     def close(self) -> None:
+        self._upkeep.close()
+        self.flush()
         self._versions.close()
+        self._closing.close()
+
+    def flush(self) -> None:
+        """Writes down when adapters were last used."""
+        if used := self._used.take():
+            self._catalogue.touch(used)
 
     def begin_upload(self) -> Upload:
-        return Upload(self._blobs.tmp, self._config.max_upload_bytes)
+        return Upload(self._disk.folder.tmp, self._config.max_upload_bytes)
 
     def commit_upload(
         self,
@@ -96,14 +122,16 @@ class AdapterStore:
         *,
         pinned: bool | None = None,
         labels: Mapping[str, str] | None = None,
+        tenant: str | None = None,
         create_only: bool = False,
         validate_only: bool = False,
     ) -> AdapterRecord:
         """Validates what was uploaded and makes it the current version of `adapter_id`, durably.
 
-        Raises `InvalidAdapter`, `InvalidRequest`, `AdapterExists`, `AdapterMemoryFull` (pinned only), `StoreFailed`.
+        Raises `InvalidAdapter`, `InvalidRequest`, `AdapterExists`, `AdapterMemoryFull`, `StoreFailed`.
         """
-        record = self._admit(adapter_id, upload.read, Options(pinned, labels, create_only, validate_only))
+        options = Options(pinned, labels, tenant, create_only, validate_only)
+        record = self._commit(adapter_id, upload.read, options)
         upload.abort()
         return record
 
@@ -114,53 +142,118 @@ class AdapterStore:
         *,
         pinned: bool | None = None,
         labels: Mapping[str, str] | None = None,
+        tenant: str | None = None,
         create_only: bool = False,
         validate_only: bool = False,
     ) -> AdapterRecord:
         """`commit_upload` of a folder below one of the allowed directories. Also raises `PathRefused`, `TooLarge`."""
         read = partial(read_folder, self._config.adapter_roots, path, self._config.max_upload_bytes)
-        return self._admit(adapter_id, read, Options(pinned, labels, create_only, validate_only))
+        return self._commit(adapter_id, read, Options(pinned, labels, tenant, create_only, validate_only))
 
-    def _admit(self, adapter_id: str, read: Callable[[], AdapterFiles], options: Options) -> AdapterRecord:
+    def _commit(self, adapter_id: str, read: Callable[[], AdapterFiles], options: Options) -> AdapterRecord:
+        if options.create_only and self._catalogue.exists(check_id(adapter_id)):
+            raise already_exists(adapter_id)
         check_id(adapter_id)
         check_labels(options.labels or {})
-        if options.create_only and self._catalogue.exists(adapter_id):
-            raise already_exists(adapter_id)
-        parsed = parse_adapter(read(), self._context, strict_base=self._config.strict_base)
-        encoded = encode(self._bound(parsed))
-        version = _version(parsed, encoded)
-        if not self._versions.residency.fits(version.resident_bytes):
-            raise AdapterMemoryFull(
-                f"the adapter needs {version.resident_bytes} bytes in memory and never fits the "
-                f"{self._config.memory_bytes} for adapters"
-            )
+        admitted = self._admission.admit(read())
+        entry = checked_entry(adapter_id, admitted, options, self._room)
         if options.validate_only:
-            return self._catalogue.put(adapter_id, version, options)
+            return self._catalogue.put(entry, {})
+        version, make = entry.version, partial(self._made, admitted)
         with self._versions.changing, ExitStack() as after:
-            after.callback(self._versions.sweep, version.digest, version.shared)
-            for digest, tensors in encoded.shared.items():
-                if not self._blobs.has(digest):
-                    self._blobs.write(digest, pack(tensors))
-            self._blobs.write(version.digest, encoded.blob)
             if options.pinned or (options.pinned is None and self._catalogue.is_pinned(adapter_id)):
-                after.enter_context(self._versions.held(version.digest, version.resident_bytes))
-            record = self._catalogue.put(adapter_id, version, options)
-            self._versions.follow_pins()
+                after.enter_context(self._versions.held(version.digest, version.resident_bytes, make))
+            before = self._catalogue.find(adapter_id)
+            with self._blobs.store(_blobs_of([admitted])) as places, self._lookups.change(adapter_id):
+                record = self._catalogue.put(entry, places)
+            # Whoever names it next need not wait for the disk.
+            self._versions.residency.insert(version.digest, make())
+            self._prune(record)
+            if record.pinned or (before is not None and before.pinned):
+                self._versions.follow_pins()
+            if before is None or before.etag != record.etag:
+                self._events.tell("created" if before is None else "updated", adapter_id, record)
             return record
 
-    def _bound(self, parsed: ParsedAdapter) -> ParsedAdapter:
-        """Bound to the base that it was checked against, whatever it says itself: after a restart on another base of the
-        same shapes it is refused instead of answering wrongly."""
-        return replace(parsed, base_fingerprint=self._base.fingerprint)
+    def _made(self, admitted: Admitted) -> ResidentAdapter:
+        return self._versions.made(admitted.encoded.digest, admitted.kind.family, admitted.contents, "memory")
+
+    def import_many(self, items: Sequence[ImportItem]) -> list[ImportResult]:
+        """`commit_upload` of many by one transaction: a result for each, in their order.
+
+        Those that are refused do not keep the others out. Raises `StoreFailed`, and then none was stored.
+        """
+        refused: dict[int, OvertoneError] = {}
+        found: dict[int, tuple[Admitted, Entry]] = {}
+        for place, item in enumerate(items):
+            try:
+                admitted = self._admission.admit(item.files)
+                options = Options(labels=item.labels, tenant=item.tenant)
+                entry = checked_entry(item.adapter_id, admitted, options, self._room)
+            except OvertoneError as error:
+                refused[place] = error
+            else:
+                found[place] = admitted, entry
+        outcomes = self._put_many([admitted for admitted, _ in found.values()], [e for _, e in found.values()])
+        stored = dict(zip(found, outcomes, strict=True))
+        return [
+            ImportResult(item.adapter_id, "", "refused", refused[place]) if place in refused else stored[place]
+            for place, item in enumerate(items)
+        ]
+
+    def _put_many(self, admitted: Sequence[Admitted], entries: Sequence[Entry]) -> list[ImportResult]:
+        if not entries:
+            return []
+        with self._versions.changing:
+            with self._blobs.store(_blobs_of(admitted)) as places, ExitStack() as changes:
+                for entry in entries:
+                    changes.enter_context(self._lookups.change(entry.adapter_id))
+                outcomes = self._catalogue.put_many(entries, places)
+            results = [ImportResult(o.adapter_id, o.digest, o.outcome) for o in outcomes if o.outcome != "exists"]
+            for result, one in zip(results, admitted, strict=True):
+                if result.outcome == "updated" or (result.outcome == "created" and self._events.heard):
+                    self._imported(result.outcome, self._catalogue.get(result.adapter_id), one)
+            return results
+
+    def _imported(self, kind: Literal["created", "updated"], record: AdapterRecord, admitted: Admitted) -> None:
+        self._prune(record)
+        if record.pinned and record.digest == admitted.encoded.digest:  # an id may come twice in a batch
+            self._versions.follow_pins()
+            self._versions.residency.insert(record.digest, self._made(admitted))
+        self._events.tell(kind, record.id, record)
+
+    def _prune(self, record: AdapterRecord) -> None:
+        """Forgets versions that are too many."""
+        if len(record.versions) > self._config.keep_versions:
+            with self._lookups.change(record.id):
+                freed = self._catalogue.prune(record.id, self._config.keep_versions)
+            self._versions.sweep(freed.versions)
+
+    def _resolve(self, adapter_id: str, prefix: str) -> Resolved:
+        """What is broken is not remembered as what an id means: an upload may heal it under another id."""
+        resolved = self._catalogue.resolve(adapter_id, prefix)
+        if resolved.state == "quarantined":
+            raise corrupted(resolved.digest, "was found broken and is set aside")
+        return resolved
+
+    def _set_aside(self, digest: str) -> None:
+        """A version is broken."""
+        self._catalogue.quarantine(digest)
+        self._lookups.change_all()
 
     def get(self, adapter_id: str) -> AdapterRecord:
         return self._catalogue.get(check_id(adapter_id))
 
-    def list(self, page_size: int, page_token: str = "") -> tuple[Records, str]:
-        """One page by id and the token of the next, "" after the last."""
-        size, after = check_page_size(page_size), parse_page_token(page_token)
-        records = self._catalogue.page(size + 1, after)
-        return records[:size], make_page_token(records[size - 1].id) if len(records) > size else ""
+    def list(
+        self, page_size: int, page_token: str = "", filter: str = "", order_by: str = ""
+    ) -> tuple[list[AdapterRecord], str]:
+        """One page and the token of the next, "" after the last. filter: see `catalogue.filters`; order_by: `parse_order`.
+
+        Raises `InvalidRequest`.
+        """
+        listing = Listing(check_page_size(page_size), filter, parse_order(order_by))
+        page = self._catalogue.page(replace(listing, after=parse_page_token(page_token, listing)))
+        return page.records, make_page_token(listing, page.next)
 
     def update(
         self, adapter_id: str, *, pinned: bool | None = None, labels: Mapping[str, str] | None = None, etag: str = ""
@@ -168,61 +261,104 @@ class AdapterStore:
         """Changes what is not None. Raises `AdapterNotFound`, `EtagMismatch`, `AdapterMemoryFull` (pinned only)."""
         checked = None if labels is None else check_labels(labels)
         with self._versions.changing, ExitStack() as after:
-            self._catalogue.get(check_id(adapter_id), etag)
+            before = self._catalogue.get(check_id(adapter_id), etag)
             if pinned:
-                after.enter_context(self._versions.held(*self._catalogue.resolve(adapter_id)))
-            record = self._catalogue.update(adapter_id, pinned=pinned, labels=checked, etag=etag)
+                found = self._catalogue.resolve(adapter_id)
+                after.enter_context(self._versions.held(found.digest, found.resident_bytes))
+            with self._lookups.change(adapter_id):
+                record = self._catalogue.update(adapter_id, pinned=pinned, labels=checked, etag=etag)
             self._versions.follow_pins()
+            if record.etag != before.etag:
+                self._events.tell("updated", adapter_id, record)
             return record
 
-    def delete(self, adapter_id: str, *, etag: str = "") -> None:
-        """Forgets an adapter with its versions; leases on them go on. Raises `AdapterNotFound`, `EtagMismatch`."""
-        with self._versions.changing:
-            freed = self._catalogue.delete(check_id(adapter_id), etag)
+    def activate(self, adapter_id: str, version: str = "", *, etag: str = "") -> AdapterRecord:
+        """Makes a kept version the current one, by the beginning of its digest; "": the one that was current before.
+
+        Raises `AdapterNotFound`, `EtagMismatch`, `AdapterMemoryFull` (of a pinned adapter).
+        """
+        with self._versions.changing, ExitStack() as after:
+            before = self._catalogue.get(check_id(adapter_id), etag)
+            if before.pinned and version:
+                found = self._catalogue.resolve(adapter_id, version)
+                after.enter_context(self._versions.held(found.digest, found.resident_bytes))
+            with self._lookups.change(adapter_id):
+                record = self._catalogue.activate(adapter_id, version, etag)
             self._versions.follow_pins()
-            for digest, shared in freed.items():
-                self._versions.sweep(digest, shared)
+            if record.etag != before.etag:
+                self._events.tell("updated", adapter_id, record)
+            return record
+
+    def delete(self, adapter_id: str, *, etag: str = "") -> Deletion:
+        """Forgets an adapter with its versions; leases on them go on. Says what that frees now, and what when they end.
+
+        Raises `AdapterNotFound`, `EtagMismatch`.
+        """
+        with self._versions.changing:
+            before = self._catalogue.get(check_id(adapter_id), etag)
+            with self._lookups.change(adapter_id):
+                freed = self._catalogue.delete(adapter_id, etag)
+            self._versions.follow_pins()
+            deletion = self._versions.sweep(freed.versions)
+            self._events.tell("deleted", adapter_id, before)
+            return deletion
 
     def acquire(self, reference: str) -> Lease:
         """A lease on the version that "id" or "id@digest" means now. Raises what `acquire_all` raises."""
-        return self._leasing.acquire([Wanted(reference)])
+        return self.acquire_all([Wanted(reference)])
 
-    def acquire_all(self, wanted: Sequence[Wanted]) -> Lease:
+    def acquire_all(self, wanted: Sequence[Wanted], tenant: str = "") -> Lease:
         """A lease on the weighted sum of adapters; see `Leasing.acquire`."""
-        return self._leasing.acquire(wanted)
+        return self._leasing.acquire(wanted, tenant)
 
-    def begin(self, wanted: Sequence[Wanted]) -> Lease | PendingLease:
+    def acquire_resident(self, wanted: Sequence[Wanted], tenant: str = "") -> Lease | None:
+        """`acquire_all` that may not block on anything, from memory alone; see `Leasing.acquire_resident`."""
+        return self._leasing.acquire_resident(wanted, tenant)
+
+    def begin(self, wanted: Sequence[Wanted], tenant: str = "") -> Lease | PendingLease:
         """`acquire_all` that waits for no load: what is to be read from disk or added up is left to a `PendingLease`."""
-        pending = self._leasing.begin(wanted)
+        pending = self._leasing.begin(wanted, tenant)
         return pending.finish() if pending.ready else pending
 
     def residency_state(self, digest: str) -> State:
         return self._versions.residency.state(digest)
 
+    def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """See `Events.subscribe`."""
+        return self._events.subscribe(listener)
+
     def stats(self) -> StoreStats:
-        return self._versions.residency.stats(self._catalogue.count())
+        stats = self._disk.stats(self._versions.residency)
+        missing = self._lookups.missing
+        memo_bytes = self._admission.memo_bytes + self._sharing.nbytes
+        return replace(stats, memo_bytes=memo_bytes, negative_count=missing.entries, negative_hit_count=missing.hits)
+
+    def compact(self, progress: Progress = no_progress, *, below: float = 0.5) -> Compaction:
+        """Gives back the disk space of what was deleted. Raises `StoreFailed`, and nothing is lost then."""
+        return self._blobs.compact(below, progress)
+
+    def check(self, deep: bool = False, progress: Progress = no_progress, *, repair: bool = False) -> Sequence[Problem]:
+        """What is wrong with the store."""
+        return self._disk.check(deep, progress, repair=repair)
+
+    def backup(self, folder: Path, progress: Progress = no_progress) -> None:
+        """Copies the store as it is now into an empty folder, from which it can be served. Changes wait meanwhile."""
+        with self._versions.changing:
+            self._disk.backup(folder, progress)
+
+    def export(self, adapter_ids: Sequence[str], file: BinaryIO) -> None:
+        """Writes a tar archive that `import` takes. Raises `AdapterNotFound` before it writes."""
+        with ExitStack() as leases:
+            for adapter_id in adapter_ids:  # what is leased is not removed
+                leases.enter_context(self.acquire(adapter_id))
+            write_archive([self.get(adapter_id) for adapter_id in adapter_ids], self._catalogue, self._blobs, file)
 
 
-def _catalogue_path(blobs: BlobFolder) -> Path:
-    path = blobs.root / "catalogue.sqlite3"
-    if not path.exists() and any(blobs.digests()):
-        # Going on would take every blob for a leftover and remove it.
-        raise ConfigError(
-            "the store has adapters but its catalogue is missing: restore it or move blobs/ away", field="store"
-        )
-    return path
-
-
-def _version(parsed: ParsedAdapter, encoded: Encoded) -> Version:
-    return Version(
-        digest=encoded.digest,
-        family=parsed.family,
-        size_bytes=len(encoded.blob),
-        resident_bytes=resident_nbytes(parsed.deltas),
-        module_count=len(parsed.deltas),
-        parameter_count=parsed.parameter_count,
-        base_model_name_or_path=parsed.base_model_name_or_path,
-        warnings=parsed.warnings,
-        basis=parsed.basis,
-        shared=tuple(encoded.shared),
-    )
+def _blobs_of(admitted: Sequence[Admitted]) -> dict[str, bytes]:
+    """By digest, each once."""
+    found: dict[str, bytes] = {}
+    for one in admitted:
+        for digest, blob in one.encoded.shared.items():
+            found.setdefault(digest, blob)
+        found[one.encoded.digest] = one.encoded.blob
+    return found

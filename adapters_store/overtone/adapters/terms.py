@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -24,7 +25,6 @@ from overtone.kernels import (
     SparsePattern,
     Term,
     numbers_of,
-    sound,
 )
 
 CORES: Mapping[str, type[Core]] = {
@@ -39,18 +39,26 @@ CORES: Mapping[str, type[Core]] = {
 _NAMES = {core: name for name, core in CORES.items()}
 
 
-class SharedTensors(Protocol):
-    """Where patterns and matrices come from that are not in an adapter's own blob."""
+class Matrices(Protocol):
+    """Where matrices come from, which are never in an adapter's own blob."""
 
     def matrix(self, key: str, rows: int, digest: str = "") -> SharedMatrix:
         """The matrix with this key; of the base's singular vectors at least `rows` rows, the first of which must have
         `digest`."""
 
-    def pattern(self, key: str, shape: tuple[int, int]) -> SparsePattern: ...
+
+class Parts(Protocol):
+    """Where a format keeps what the `index`-th term of a module is made of. Both raise what `TermReader.term` raises."""
+
+    def tensor(self, module: str, index: int, facts: Mapping[str, Any], name: str) -> torch.Tensor:
+        """A field of its core or its gain; the same object where the same numbers serve several terms."""
+
+    def pattern(self, module: str, index: int, facts: Mapping[str, Any], shape: tuple[int, int]) -> SparsePattern:
+        """Of a sparse core of `shape`."""
 
 
 def facts_of(term: Term) -> dict[str, Any]:
-    """Everything about a term but its tensors."""
+    """Everything about a term but its tensors. A pattern with a key is `keyed`: the key is what the pattern is."""
     core = term.core
     facts: dict[str, Any] = {
         "analysis": _frame_facts(term.analysis, core.shape[1]),
@@ -62,7 +70,7 @@ def facts_of(term: Term) -> dict[str, Any]:
     if not isinstance(core, SparseCore | DiagonalCore):
         facts["scale"] = core.scale
     if isinstance(core, SparseCore) and core.pattern.key:
-        facts["pattern"] = core.pattern.key
+        facts["keyed"] = True
     if isinstance(core, ModulatedCore):
         facts |= {"basis": core.basis.key, "transposed": core.transposed}
     return facts
@@ -82,34 +90,32 @@ def _frame_facts(frame: Frame, rows: int) -> dict[str, Any]:
 
 
 class TermReader:
-    """Builds the terms of one stored adapter. Raises `InvalidAdapter`, and KeyError, TypeError, ValueError or
-    AssertionError for facts that are no facts."""
+    """Builds the terms of one stored adapter. check: whether a core keeps its promises, as far as nobody knows it yet.
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], sharing: SharedTensors) -> None:
-        self._tensors = tensors
-        self._sharing = sharing
-        self._used: set[str] = set()
+    Raises `InvalidAdapter`, and KeyError, TypeError, ValueError or AssertionError for facts that are no facts.
+    """
+
+    def __init__(self, parts: Parts, matrices: Matrices, check: Callable[[Core], bool]) -> None:
+        self._parts, self._matrices, self._check = parts, matrices, check
         self._cores: dict[tuple[Any, ...], Core] = {}
         self._frames: dict[Any, Frame] = {}
-        self._patterns: dict[tuple[str, tuple[int, int]], SparsePattern] = {}
-
-    def unused(self) -> set[str]:
-        return self._tensors.keys() - self._used
 
     def term(self, module: str, index: int, facts: Mapping[str, Any], shape: tuple[int, int]) -> Term:
         """The term with these facts on a layer of `shape`."""
-        same: Mapping[str, str] = facts.get("same", {})
 
         def part(name: str) -> torch.Tensor:
-            stored = same.get(name, f"{module}.{index}.{name}")
-            self._used.add(stored)
-            return self._tensors[stored]
+            return self._parts.tensor(module, index, facts, name)
 
-        core = self._known(self._core(facts, part), facts)
+        if CORES[facts["core"]] is SparseCore:
+            rows, cols = facts["shape"]
+            pattern = self._parts.pattern(module, index, facts, (int(rows), int(cols)))
+            core = self._known(SparseCore(pattern, part("values")), facts)
+        else:
+            core = self._known(self._core(facts, part), facts)
         analysis = self._frame(facts["analysis"], core.shape[1])
         synthesis = self._frame(facts["synthesis"], core.shape[0])
         term = Term(analysis, core, synthesis, part("gain") if facts["gain"] else None)
-        if list(core.shape) != facts["shape"] or not sound(core) or not _fits(term, shape):
+        if list(core.shape) != facts["shape"] or not self._check(core) or not _fits(term, shape):
             raise InvalidAdapter(f"the stored coefficients of {module} are malformed", field=module)
         return term
 
@@ -123,17 +129,14 @@ class TermReader:
 
     def _core(self, facts: Mapping[str, Any], part: Callable[[str], torch.Tensor]) -> Core:
         kind = CORES[facts["core"]]
-        if kind is SparseCore:
-            rows, cols = (int(n) for n in facts["shape"])
-            if "pattern" in facts:
-                return SparseCore(self._pattern(facts["pattern"], (rows, cols)), part("values"))
-            return SparseCore(SparsePattern(part("rows"), part("cols"), (rows, cols)), part("values"))
         if kind is DiagonalCore:
             return DiagonalCore(part("values"))
         scale = float(facts["scale"])
+        if not math.isfinite(scale):
+            raise ValueError("a scale is not finite")
         if kind is ModulatedCore:
             lam = part("lam")
-            basis = self._sharing.matrix(facts["basis"], lam.shape[0])
+            basis = self._matrices.matrix(facts["basis"], lam.shape[0])
             return ModulatedCore(basis, part("gamma"), lam, scale, bool(facts["transposed"]))
         names = {LowRankCore: "ab", DenseCore: ("matrix",), KroneckerCore: "abk", CirculantCore: ("kernel",)}[kind]
         return kind(*(part(name) for name in names), scale)  # type: ignore[arg-type, call-arg]
@@ -141,21 +144,20 @@ class TermReader:
     def _frame(self, facts: Mapping[str, Any], rows: int) -> Frame:
         key = facts.get("matrix")
         if key is not None:
-            shared = self._sharing.matrix(key, rows, facts.get("digest", ""))
+            shared = self._matrices.matrix(key, rows, facts.get("digest", ""))
             return Frame(FrameKind(facts["kind"]), shared=shared)
-        taps = facts.get("taps")
-        known = (facts["kind"], facts.get("block", 0), taps and (tuple(taps[0]), tuple(taps[1])))
+        known = repr(facts)
         frame = self._frames.get(known)
         if frame is None:
-            kind, block, filters = known
-            frame = self._frames[known] = Frame(FrameKind(kind), block=int(block), taps=filters)
+            frame = self._frames[known] = plain_frame(facts)
         return frame
 
-    def _pattern(self, key: str, shape: tuple[int, int]) -> SparsePattern:
-        found = self._patterns.get((key, shape))
-        if found is None:
-            found = self._patterns[key, shape] = self._sharing.pattern(key, shape)
-        return found
+
+def plain_frame(facts: Mapping[str, Any]) -> Frame:
+    """Of facts that name no matrix."""
+    taps = facts.get("taps")
+    filters = None if taps is None else (tuple(map(float, taps[0])), tuple(map(float, taps[1])))
+    return Frame(FrameKind(facts["kind"]), block=int(facts.get("block", 0)), taps=filters)
 
 
 def _fits(term: Term, shape: tuple[int, int]) -> bool:
@@ -168,10 +170,11 @@ def _fits(term: Term, shape: tuple[int, int]) -> bool:
         return False
     if term.analysis.kind is FrameKind.WEIGHT:
         q = p
-    return _frame_fits(term.analysis, q, m_in) and _frame_fits(term.synthesis, p, m_out)
+    return frame_fits(term.analysis, q, m_in) and frame_fits(term.synthesis, p, m_out)
 
 
-def _frame_fits(frame: Frame, size: int, coefficients: int) -> bool:
+def frame_fits(frame: Frame, size: int, coefficients: int) -> bool:
+    """Whether the frame has so many coefficients on a layer of `size`."""
     if frame.shared is not None:
         rows, columns = frame.shared.matrix.shape
         return coefficients <= rows and size <= columns

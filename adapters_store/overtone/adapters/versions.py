@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.blob import decode
-from overtone.adapters.blobs import BlobFolder
+from overtone.adapters.canonical import Sharing, Sparse, decode
 from overtone.adapters.catalogue import Catalogue
-from overtone.adapters.projectors import Projectors
+from overtone.adapters.operations import Deletion
+from overtone.adapters.packs import Blobs
 from overtone.adapters.residency import ENTRY_BYTES, Residency
-from overtone.adapters.resident import ResidentAdapter, SharedOnDevice, make_resident
-from overtone.adapters.shared import SharedBlobs
-from overtone.errors import OvertoneError
+from overtone.adapters.resident import ResidentAdapter, SharedOnDevice, Source, make_resident, packed_resident
+from overtone.errors import OvertoneError, StoreCorrupted
+from overtone.kernels import Delta
 
 _log = logging.getLogger(__name__)
 
@@ -33,38 +33,51 @@ class Versions:
 
     def __init__(
         self,
-        blobs: BlobFolder,
+        blobs: Blobs,
         catalogue: Catalogue,
         base: BaseDescription,
-        projectors: Projectors,
+        sharing: Sharing,
         memory_bytes: int,
         device: torch.device | None,
     ) -> None:
         self.changing = threading.RLock()
         self.on_load: Callable[[float], None] | None = None
+        self.on_broken: Callable[[str], None] = catalogue.quarantine
         self.residency = Residency(memory_bytes, overhead=ENTRY_BYTES)
         self.on_device = SharedOnDevice(device)
-        self._blobs, self._catalogue, self._base = blobs, catalogue, base
-        self._sharing = SharedBlobs(blobs, projectors)
-        # Digest -> the shared blobs that may go with it.
-        self._doomed: dict[str, frozenset[str]] = {}
+        self._blobs, self._catalogue, self._base, self._sharing = blobs, catalogue, base, sharing
+        self._doomed: set[str] = set()
         self._closed = False
 
     def read(self, digest: str) -> ResidentAdapter:
-        """A version from disk, ready to be applied."""
+        """A version from disk, ready to be applied. One whose bytes are broken is never asked for again."""
         start = time.perf_counter()
-        stored = decode(self._blobs.read(digest), self._base, self._sharing)
-        adapter = make_resident(digest, stored.family, stored.deltas, self.on_device)
+        try:
+            stored = decode(self._blobs.read(digest), self._base, self._sharing)
+        except StoreCorrupted:
+            self.on_broken(digest)
+            raise
+        adapter = self.made(digest, stored.family, stored.contents)
         if self.on_load is not None:
             self.on_load(time.perf_counter() - start)
         return adapter
 
+    def made(
+        self, digest: str, family: str, contents: Sparse | Mapping[str, Delta], source: Source = "disk"
+    ) -> ResidentAdapter:
+        """What was decoded or just admitted, ready to be applied."""
+        if not isinstance(contents, Sparse):
+            return make_resident(digest, family, contents, self.on_device, source)
+        if self.on_device.packs:
+            return packed_resident(digest, family, contents.packed, source)
+        return make_resident(digest, family, contents.deltas, self.on_device, source)
+
     @contextmanager
-    def held(self, digest: str, nbytes: int) -> Iterator[None]:
-        """In memory, and not to be evicted, inside."""
+    def held(self, digest: str, nbytes: int, make: Callable[[], ResidentAdapter] | None = None) -> Iterator[None]:
+        """In memory, and not to be evicted, inside. make: what brings it there; None: it is read from disk."""
         self.residency.retain(digest)
         try:
-            self.residency.load(digest, nbytes, partial(self.read, digest))
+            self.residency.load(digest, nbytes, make or partial(self.read, digest))
             yield
         finally:
             self.release(digest)
@@ -72,32 +85,36 @@ class Versions:
     def release(self, digest: str) -> None:
         self.residency.release(digest)
         if digest in self._doomed:
-            self.sweep(digest)
+            self.sweep([digest])
 
-    def sweep(self, digest: str, shared: Iterable[str] = ()) -> None:
-        """Frees memory and blob of a digest that nothing refers to, or leaves it to the release of its last lease.
-
-        shared: the shared blobs that it may have been the last to use.
-        """
+    def sweep(self, digests: Iterable[str]) -> Deletion:
+        """Frees memory and blobs of what nothing refers to, or leaves it to the release of its last lease."""
         with self.changing:
             if self._closed:
-                return
-            try:
-                # Doomed before the leases are counted: a release in between then finds it doomed.
-                self._doomed[digest] = self._doomed.get(digest, frozenset()) | frozenset(shared)
-                if self._catalogue.refers_to(digest):
-                    del self._doomed[digest]
-                elif self.residency.drop(digest):
-                    self._blobs.remove(digest)
-                    self._remove_shared(self._doomed.pop(digest))
-            except OvertoneError as error:
-                _log.warning("version %s is left for the next start to remove: %s", digest[:12], error)
+                return Deletion(0, 0, 0)
+            unused = [digest for digest in digests if not self._catalogue.refers_to(digest)]
+            self._doomed.difference_update(digests)
+            # Doomed before the leases are counted: a release in between then finds it doomed.
+            self._doomed.update(unused)
+            leases = {digest: self.residency.leases(digest) for digest in unused}
+            free = [digest for digest in unused if self.residency.drop(digest)]
+            pending = sum(self._size(digest) for digest in unused if digest not in free)
+            freed = self._release(free)
+            return Deletion(freed, pending, sum(leases.values()))
 
-    def _remove_shared(self, candidates: frozenset[str]) -> None:
-        still_used = frozenset().union(*self._doomed.values())
-        for digest in candidates - still_used:
-            if not self._catalogue.refers_to_shared(digest):
-                self._blobs.remove(digest)
+    def _size(self, digest: str) -> int:
+        place = self._catalogue.place_of(digest)
+        return 0 if place is None else place.length
+
+    def _release(self, digests: list[str]) -> int:
+        """Bytes of the blobs that nothing refers to any more, those that these shared among them."""
+        try:
+            left = self._blobs.release(digests)
+        except OvertoneError as error:
+            _log.warning("%d versions are left for the next start to remove: %s", len(digests), error)
+            return 0
+        self._doomed.difference_update(digests)
+        return sum(place.length for _, place in left)
 
     def follow_pins(self) -> None:
         """Pins in memory what the catalogue says is pinned."""
@@ -116,7 +133,4 @@ class Versions:
     def close(self) -> None:
         """Leases may still be released afterwards; the next start frees what they leave."""
         with self.changing:
-            if not self._closed:
-                self._closed = True
-                self._catalogue.close()
-                self._blobs.close()
+            self._closed = True

@@ -17,6 +17,7 @@ from overtone.kernels.cores import (
     sound_pattern,
     sparse_core,
     sparse_pattern,
+    well_formed,
 )
 from overtone.kernels.dct import DctFrame
 from overtone.kernels.frames import FrameBank
@@ -90,4 +91,5 @@ __all__ = [
     "stackable",
     "wavelet",
     "wavelet_size",
+    "well_formed",
 ]

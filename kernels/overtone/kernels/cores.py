@@ -214,15 +214,18 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 
 def sound(core: Core) -> bool:
-    """Whether the promises of the core's class hold and all its numbers are finite in float32.
+    """`well_formed`, and all its numbers are finite in float32."""
+    return well_formed(core) and all(map(all_finite, numbers_of(core).values()))
+
+
+def well_formed(core: Core) -> bool:
+    """Whether the promises of the core's class hold, whatever its numbers are.
 
     Of a pattern that others share only the length is looked at here: see `sound_pattern`.
     """
     for name, dimensions in _NUMBERS[type(core)].items():
         tensor = getattr(core, name)
         if tensor.dtype not in _FLOATS or tensor.ndim != dimensions or tensor.numel() == 0:
-            return False
-        if not all_finite(tensor):
             return False
     if isinstance(core, SparseCore):
         fits = core.values.dtype == torch.float32 and core.values.shape == core.rows.shape

@@ -66,6 +66,7 @@ class DeviceRunner:
         """Lets go of the adapters of the last batch that are not in the pool: their leases have ended."""
         self._rows, self._head_rows = (AdapterRows(self._base.device, self.paths) for _ in range(2))
         self._moved = MovedAdapters(self._base.device)
+        self.pool.forget_later()
 
     def stage(self, request: Request) -> None:
         """Begins to bring a waiting request's adapter to the device."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from overtone.engine.scheduler import StepPlan
-from overtone.kernels import CsrCore
+from overtone.kernels import CsrCore, PackedDeltas
 from overtone.kernels.prepared import PreparedLowRank
 from overtone.models.base import BaseModel
 from overtone.models.channels import AdapterDeltas, PreparedTerm
@@ -89,11 +89,14 @@ class SoleAdapter:
 
 def cost_of(adapter: AdapterDeltas, modules: Mapping[str, tuple[int, int]]) -> MergeCost:
     """Of all its layers; one that never pays if there is a term whose cost is not known."""
-    costs = [
-        _cost(term, modules[name]) if name in modules else None
-        for name, delta in adapter.items()
-        for term in delta.terms
-    ]
+    if isinstance(adapter, PackedDeltas):
+        costs = _packed_costs(adapter, modules)
+    else:
+        costs = [
+            _cost(term, modules[name]) if name in modules else None
+            for name, delta in adapter.items()
+            for term in delta.terms
+        ]
     known = [cost for cost in costs if cost is not None]
     if len(known) < len(costs):
         return _NEVER
@@ -108,3 +111,12 @@ def _cost(term: PreparedTerm, shape: tuple[int, int]) -> MergeCost | None:
     if isinstance(term.core, PreparedLowRank):
         return MergeCost.low_rank(shape, len(term.core.up))
     return None
+
+
+def _packed_costs(adapter: PackedDeltas, modules: Mapping[str, tuple[int, int]]) -> list[MergeCost | None]:
+    """Of the terms, none of which is made."""
+    names = [name for name, terms in adapter.layout.modules.items() for _ in terms]
+    return [
+        MergeCost.spectral(modules[name], rows) if name in modules else None
+        for name, rows in zip(names, adapter.filled_rows().tolist(), strict=True)
+    ]

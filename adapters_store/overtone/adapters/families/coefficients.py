@@ -12,7 +12,7 @@ from overtone.adapters.families.config import AdapterConfig
 from overtone.adapters.families.tensors import INTEGERS, Stored, by_module, check_finite
 from overtone.adapters.families.types import ParsedWeights
 from overtone.errors import AdapterIndexOutOfRange, InvalidAdapter, NonFiniteAdapter
-from overtone.kernels import DCT, Delta, Term, sparse_core
+from overtone.kernels import DCT, Delta, SparseCore, SparsePattern, Term, sparse_core
 
 AXES = ("row", "column")
 
@@ -46,12 +46,31 @@ def parse_coefficients(
         shape = base.shape(module)
         check_values(stored, config.count("n_frequency"))
         indices, values = fold(stored, shape)
-        core = sparse_core(indices[0], indices[1], values, shape)
+        core = filled(sparse_core(indices[0], indices[1], values, shape), values.numel())
         if not bool(core.values.isfinite().all()):
             message = f"{stored.values_name} overflows float32 once its scale is applied and duplicates are added"
             raise NonFiniteAdapter(message, field=stored.values_name)
         deltas[module] = Delta((Term(DCT, core, DCT),), shape)
     return ParsedWeights(deltas, sum(stored.values.numel() for stored in pairs.values()))
+
+
+def filled(core: SparseCore, n: int) -> SparseCore:
+    """`core` with n entries, or as many as its plane (p, q) has: zeros at the free locations r q + c that come first.
+
+    Coordinates that came twice are one entry; this gives their place to one that changes nothing, so that adapters of one
+    recipe have layouts of one size wherever their locations happen to coincide.
+    """
+    p, q = core.shape
+    missing = min(n, p * q) - core.nnz
+    if missing <= 0:
+        return core
+    flat = core.rows.to(torch.int64) * q + core.cols
+    free = torch.ones(min(n, p * q), dtype=torch.bool)
+    free[flat[flat < len(free)]] = False
+    extra = free.nonzero()[:missing, 0]
+    places, order = torch.cat((flat, extra)).sort()
+    pattern = SparsePattern((places // q).to(torch.int32), (places % q).to(torch.int32), core.shape)
+    return SparseCore(pattern, torch.cat((core.values, torch.zeros(missing)))[order])
 
 
 def check_values(stored: Coefficients, n_frequency: int | None) -> None:

@@ -50,8 +50,8 @@ def real_entries(rows: torch.Tensor, cols: torch.Tensor, shape: tuple[int, int])
     )
 
 
-def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: ParserContext) -> ParsedWeights:
-    spectrum = Spectrum(
+def spectrum_of(config: AdapterConfig) -> Spectrum:
+    return Spectrum(
         part="fourierft_spectrum",
         frame=DFT,
         scale=config.number("scaling", _PEFT_SCALING),
@@ -59,6 +59,9 @@ def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: 
         entries=real_entries,
         key=None,
     )
+
+
+def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: ParserContext) -> ParsedWeights:
     patterns = config.values.get("n_frequency_pattern", {})
     assert isinstance(patterns, dict)
     find = dotted_patterns(patterns, "n_frequency_pattern")
@@ -67,7 +70,7 @@ def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: 
     def counts(shapes: Mapping[str, tuple[int, int]]) -> Mapping[str, int]:
         return {module: find(module) or default for module in shapes}
 
-    return parse_spectrum(spectrum, tensors, context, counts)
+    return parse_spectrum(spectrum_of(config), tensors, context, counts)
 
 
 FOURIERFT = Family(

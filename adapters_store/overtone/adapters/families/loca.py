@@ -16,7 +16,7 @@ from overtone.adapters.families.coefficients import Coefficients, check_range, i
 from overtone.adapters.families.config import COUNT, FRACTION, SPECTRUM_KEYS, AdapterConfig, one_of
 from overtone.adapters.families.types import Family, ParsedWeights, ParserContext
 
-_HIGHEST = 0.999
+HIGHEST = 0.999
 """The authors clamp here, which makes the very highest frequencies unreachable; we must land where they trained."""
 
 
@@ -29,7 +29,7 @@ def decode_locations(stored: Coefficients, shape: tuple[int, int]) -> torch.Tens
     t = stored.indices if stored.indices.dtype == torch.float64 else stored.indices.to(torch.float32)
     for axis in range(2):
         check_range(stored.indices_name, axis, t[axis], 0, 1)
-    t = t.clamp(0, _HIGHEST)
+    t = t.clamp(0, HIGHEST)
     return torch.stack([torch.round(t[axis] * (shape[axis] - 1)) for axis in range(2)]).to(torch.int64)
 
 

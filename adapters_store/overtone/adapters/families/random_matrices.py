@@ -14,7 +14,7 @@ from overtone.adapters.base import BaseDescription
 from overtone.adapters.families.config import AdapterConfig, Rule
 from overtone.adapters.families.tensors import Stored, check_finite
 from overtone.adapters.memo import Memo
-from overtone.adapters.shared import key_of
+from overtone.adapters.safetensors_writer import key_of
 from overtone.errors import InvalidAdapter, UnsupportedAdapter
 from overtone.kernels import SharedMatrix
 

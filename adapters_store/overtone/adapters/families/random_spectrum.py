@@ -18,7 +18,7 @@ import torch
 from overtone.adapters.families.config import AdapterConfig, Rule
 from overtone.adapters.families.tensors import Stored, by_module
 from overtone.adapters.families.types import ParsedWeights, ParserContext
-from overtone.adapters.shared import key_of
+from overtone.adapters.safetensors_writer import key_of
 from overtone.adapters.text import shown
 from overtone.errors import InvalidAdapter, NonFiniteAdapter, UnsupportedAdapter
 from overtone.kernels import Delta, Frame, SparseCore, SparsePattern, Term, sparse_pattern
@@ -71,7 +71,7 @@ class Spectrum:
     key: Hashable
 
 
-class _Fold(NamedTuple):
+class SpectrumFold(NamedTuple):
     """`Entries` sorted. K's values[places[i]] += weights[i] stored[sources[i]]; rows, cols: the pattern's, to be counted.
 
     sources, places: (m,) int32, with which index_add_ stays on one thread; weights: (m,) float64.
@@ -126,8 +126,7 @@ def _cores(
     spectrum: Spectrum, spectra: Sequence[Stored], n: int, shape: tuple[int, int], context: ParserContext
 ) -> list[SparseCore]:
     """Layers of one shape together: the fold of a small spectrum is mostly the cost of calling torch."""
-    key = (spectrum.part, spectrum.key, shape, n, spectrum.seed)
-    fold = context.memo.get(key, lambda: _fold(spectrum, shape, n))
+    fold = spectrum_fold(spectrum, n, shape, context)
     values = torch.stack([stored.tensor for stored in spectra], dim=1).to(torch.float64)
     if not all_finite(values):
         for stored in spectra:
@@ -142,7 +141,13 @@ def _cores(
     return [SparseCore(fold.pattern, row.clone()) for row in folded]
 
 
-def _fold(spectrum: Spectrum, shape: tuple[int, int], n: int) -> _Fold:
+def spectrum_fold(spectrum: Spectrum, n: int, shape: tuple[int, int], context: ParserContext) -> SpectrumFold:
+    """For layers of `shape` with n coefficients: drawn once, then known."""
+    key = (spectrum.part, spectrum.key, shape, n, spectrum.seed)
+    return context.memo.get(key, lambda: _fold(spectrum, shape, n))
+
+
+def _fold(spectrum: Spectrum, shape: tuple[int, int], n: int) -> SpectrumFold:
     p, q = shape
     if p * q > _LARGEST_PLANE:
         message = f"a layer of {p} x {q} weights is too large for locations drawn from a seed"
@@ -151,4 +156,4 @@ def _fold(spectrum: Spectrum, shape: tuple[int, int], n: int) -> _Fold:
     sources, rows, cols, weights, size = spectrum.entries(flat // q, flat % q, shape)
     pattern, places = sparse_pattern(rows, cols, size)
     pattern = dataclasses.replace(pattern, key=key_of(rows=pattern.rows, cols=pattern.cols))
-    return _Fold(pattern, pattern.rows, pattern.cols, sources.to(torch.int32), places.to(torch.int32), weights)
+    return SpectrumFold(pattern, pattern.rows, pattern.cols, sources.to(torch.int32), places.to(torch.int32), weights)

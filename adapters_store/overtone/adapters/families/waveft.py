@@ -67,10 +67,10 @@ def own_entries(rows: torch.Tensor, cols: torch.Tensor, shape: tuple[int, int]) 
     return Entries(torch.arange(n), rows, cols, torch.ones(n, dtype=torch.float64), shape)
 
 
-def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: ParserContext) -> ParsedWeights:
+def spectrum_of(config: AdapterConfig) -> Spectrum:
     transformed = config.flag("use_idwt", True)
     frame = wavelet_frame(config.text("wavelet_family", _PEFT_WAVELET)) if transformed else IDENTITY
-    spectrum = Spectrum(
+    return Spectrum(
         part="waveft_spectrum",
         frame=frame,
         scale=config.number("scaling", _PEFT_SCALING),
@@ -78,7 +78,10 @@ def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: 
         entries=functools.partial(plane_entries, frame) if transformed else own_entries,
         key=len(frame.taps[0]) if frame.taps else 0,
     )
-    return parse_spectrum(spectrum, tensors, context, _counts(config))
+
+
+def _parse(config: AdapterConfig, tensors: Mapping[str, torch.Tensor], context: ParserContext) -> ParsedWeights:
+    return parse_spectrum(spectrum_of(config), tensors, context, _counts(config))
 
 
 def _counts(config: AdapterConfig) -> Callable[[Shapes], Counts]:

@@ -16,12 +16,11 @@ from overtone.adapters.records import StoreStats
 from overtone.adapters.residency.contents import Contents, Entry, Gone
 from overtone.adapters.residency.costs import LoadCosts
 from overtone.adapters.residency.counts import Counts
+from overtone.adapters.residency.full import all_in_use, never_fits, too_large
 from overtone.adapters.resident import ResidentAdapter
-from overtone.errors import AdapterMemoryFull
 
 State = Literal["stored", "loading", "resident"]
 
-_RETRY_AFTER_S = 1.0
 _PATIENCE_S = 0.001
 _BIT = 256 << 10
 """Bytes that are made free at a time: thousands of small adapters may go for a large one, and others want the lock."""
@@ -34,8 +33,7 @@ class Residency:
     """
 
     def __init__(self, budget: int, *, overhead: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
+        self._clock, self._lock = clock, threading.Lock()
         self._contents, self._costs = Contents(budget, overhead), LoadCosts()
         self._entries = self._contents.entries
         self._counts = Counts()
@@ -64,7 +62,8 @@ class Residency:
             if entry is None or entry.adapter is None:
                 return None
             self._contents.lease(entry, temporary)
-            return self._hit(entry, entry.adapter)
+            self._count(entry, hit=True)
+            return entry.adapter
         finally:
             self._lock.release()
 
@@ -72,21 +71,33 @@ class Residency:
         with self._lock:
             self._contents.release(digest)
 
-    def load(self, digest: str, nbytes: int, loader: Callable[[], ResidentAdapter]) -> ResidentAdapter:
-        """The adapter of a retained digest, from memory or through `loader`. nbytes: what it will take, as far as known.
+    def load(
+        self, digest: str, nbytes: int, loader: Callable[[], ResidentAdapter], *, waited: bool = False
+    ) -> ResidentAdapter:
+        """The adapter of a retained digest, from memory or through `loader`. nbytes: what it will take, as far as known;
+        waited: it was not there before the caller had somebody `bring` it.
 
         Raises `AdapterMemoryFull`, and whatever the loader raises, to all who wait for this load; the next call tries
         again.
         """
+        return self._load(digest, nbytes, loader, "waits" if waited else "uses")
+
+    def bring(self, digest: str, nbytes: int, loader: Callable[[], ResidentAdapter]) -> None:
+        """`load` for somebody who will `load` it: this is no use of it."""
+        self._load(digest, nbytes, loader, "brings")
+
+    def _load(
+        self, digest: str, nbytes: int, loader: Callable[[], ResidentAdapter], why: Literal["uses", "waits", "brings"]
+    ) -> ResidentAdapter:
         if nbytes > _BIT:
             self._thin_out(digest, nbytes)
         with self._lock:
             entry = self._entries[digest]
             assert entry.leases > 0
+            if why != "brings":
+                self._count(entry, hit=entry.adapter is not None and why == "uses")
             if entry.adapter is not None:
-                return self._hit(entry, entry.adapter)
-            self._counts.misses += 1
-            self._contents.order.use(entry)
+                return entry.adapter
             loading, ours, gone = entry.loading, entry.loading is None, Gone()
             if loading is None:
                 gone = self._admit(entry, nbytes)
@@ -115,7 +126,14 @@ class Residency:
         started = self._clock()
         try:
             adapter = loader()
-            self._finish(entry, adapter, self._clock() - started)
+            seconds = self._clock() - started
+            with self._lock:
+                cost = self._costs.measured(adapter.source, seconds)
+                gone = self._contents.keep(entry, adapter, cost)
+                if gone is None:
+                    raise too_large(adapter, self.budget)
+                entry.loading = None
+                self._counts.loads[adapter.source] += 1
         except BaseException as error:
             with self._lock:
                 self._counts.failures += 1
@@ -125,15 +143,6 @@ class Residency:
             del loading
         else:
             loading.set_result(adapter)
-
-    def _finish(self, entry: Entry, adapter: ResidentAdapter, seconds: float) -> None:
-        """Raises `AdapterMemoryFull` for what, with what it shares, has turned out not to fit."""
-        with self._lock:
-            gone = self._contents.keep(entry, adapter, self._costs.measured(adapter.source, seconds))
-            if gone is None:
-                raise self._too_large(adapter)
-            entry.loading = None
-            self._counts.loads[adapter.source] += 1
 
     def insert(self, digest: str, adapter: ResidentAdapter) -> bool:
         """Takes in what is in memory already, as if it had been loaded. Returns whether it is there now: not if there is no
@@ -152,6 +161,11 @@ class Residency:
                 self._contents.offer(entry)
         return True
 
+    def leases(self, digest: str) -> int:
+        with self._lock:
+            entry = self._entries.get(digest)
+            return 0 if entry is None else entry.leases
+
     def set_pinned(self, digests: Set[str]) -> None:
         """From now on exactly these stay in memory once they are there."""
         with self._lock:
@@ -159,44 +173,35 @@ class Residency:
 
     def drop(self, digest: str) -> bool:
         """Frees a digest that nothing leases; False if something does."""
-        gone = None
         with self._lock:
             entry = self._entries.get(digest)
-            if entry is not None and entry.leases > 0:
-                return False
-            if entry is not None:
-                gone = self._contents.remove(entry)
+            if entry is None or entry.leases > 0:
+                return entry is None
+            gone = self._contents.remove(entry)
         del gone
         return True
 
     def state(self, digest: str) -> State:
         with self._lock:
             entry = self._entries.get(digest)
-            if entry is None:
+            if entry is None or (entry.adapter is None and entry.loading is None):
                 return "stored"
-            return "resident" if entry.adapter is not None else "loading" if entry.loading is not None else "stored"
+            return "loading" if entry.adapter is None else "resident"
 
     def stats(self, registered_count: int) -> StoreStats:
         with self._lock:
             return self._counts.stats(registered_count, self._contents)
 
-    def _hit(self, entry: Entry, adapter: ResidentAdapter) -> ResidentAdapter:
-        self._counts.hits += 1
+    def _count(self, entry: Entry, *, hit: bool) -> None:
         self._contents.order.use(entry)
-        return adapter
+        self._counts.hits += hit
+        self._counts.misses += not hit
 
     def _admit(self, entry: Entry, nbytes: int) -> Gone:
         """Room for a load, or `AdapterMemoryFull`."""
         if not self.fits(nbytes):
-            message = f"the adapter needs {nbytes} bytes and never fits the {self.budget} bytes for adapters"
-            raise AdapterMemoryFull(message)
+            raise never_fits(nbytes, self.budget)
         gone = self._contents.admit(entry, nbytes)
         if gone is None:
-            message = f"all of the {self.budget} bytes for adapters are in use or pinned; {nbytes} more are needed"
-            raise AdapterMemoryFull(message, retry_after_s=_RETRY_AFTER_S)
+            raise all_in_use(nbytes, self.budget)
         return gone
-
-    def _too_large(self, adapter: ResidentAdapter) -> AdapterMemoryFull:
-        size = adapter.nbytes + sum(adapter.shared.values())
-        message = f"the adapter needs {size} bytes with what it shares, more than is free of {self.budget} for adapters"
-        return AdapterMemoryFull(message, retry_after_s=_RETRY_AFTER_S if self.fits(size) else None)

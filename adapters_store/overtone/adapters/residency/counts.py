@@ -12,7 +12,7 @@ from overtone.adapters.resident import Source
 
 @dataclass(slots=True)
 class Counts:
-    """loads: those that came into memory, by where from; misses: uses that waited for one; failures: loads that failed."""
+    """loads: by where they came from; misses: uses that waited for a load; failures: loads that failed."""
 
     hits: int = 0
     misses: int = 0

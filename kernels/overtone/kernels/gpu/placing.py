@@ -42,14 +42,14 @@ def spectral_core(
     rows, cols, values = rows.long().cpu(), cols.long().cpu(), values.double().cpu()
     if forward.frame == "dft":
         rows, cols, values = hartley_core(rows, cols, values, shape)
-    weighted = values.numpy() * _weights(inverse, rows) * _weights(forward, cols)
+    weighted = values.numpy() * weights(inverse, rows.numpy()) * weights(forward, cols.numpy())
     places = torch.from_numpy(forward.place(cols.numpy()))
     return spectral_record(rows, places, torch.from_numpy(weighted), inverse, dtype)
 
 
-def _weights(plan: Plan, k: torch.Tensor) -> NDArray[np.float64]:
+def weights(plan: Plan, k: NDArray[np.int64]) -> NDArray[np.float64]:
     """`Plan.weight`, in numpy."""
-    return np.where((k.numpy() == 0) & (plan.frame == "dct"), math.sqrt(0.5), 1.0)
+    return np.where((k == 0) & (plan.frame == "dct"), math.sqrt(0.5), 1.0)
 
 
 def hartley_core(

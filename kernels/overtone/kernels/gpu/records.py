@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ ALIGNMENT = 4
 """Words: 16 bytes."""
 HEADER = 4
 """Words before a record's parts."""
-_NARROW = 1 << 16
+NARROW = 1 << 16
+"""Entries from which ends have more than 16 bits."""
+Words = TypeVar("Words", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,18 +50,19 @@ class Extent:
 def extent_of(slots: int, kinds: Mapping[str, Mapping[int, torch.Tensor]]) -> Extent:
     """kinds: records by slot; a record that several slots name is one tensor, kept once."""
     head = aligned(slots)
-    parts: list[torch.Tensor] = [torch.zeros(head, dtype=torch.int32) for _ in kinds]
+    directories = [[0] * head for _ in kinds]
+    records: list[torch.Tensor] = []
     begins: dict[int, int] = {}
     end = head * len(kinds)
     for at, by_slot in enumerate(kinds.values()):
         for slot, record in by_slot.items():
             if id(record) not in begins:
-                assert len(record) % ALIGNMENT == 0
+                assert record.numel() % ALIGNMENT == 0
                 begins[id(record)] = end
-                parts.append(record)
-                end += len(record)
-            parts[at][slot] = begins[id(record)] - at * head
-    words = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int32)
+                records.append(record)
+                end += record.numel()
+            directories[at][slot] = begins[id(record)] - at * head
+    words = torch.cat([torch.tensor(directories, dtype=torch.int32).flatten(), *records])
     return Extent(words, {kind: at * head for at, kind in enumerate(kinds)})
 
 
@@ -77,7 +80,7 @@ def spectral_record(
     ends = np.zeros(inverse.blocks + 1, dtype=np.int64)
     np.cumsum(np.bincount(block, minlength=inverse.blocks), out=ends[1:])
     parts = [(numbers / scale).astype(kind), cols.numpy()[order].astype(np.uint16), ends.astype(np.uint16)]
-    wide = n >= _NARROW
+    wide = n >= NARROW
     if wide:
         parts.append((ends >> 16).astype(np.uint16))
     header = np.array([n, 0, wide, 0], dtype=np.int32)
@@ -97,7 +100,7 @@ def expand_record(up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([torch.tensor([len(up), 0, 0, 0], dtype=torch.int32), _filled(_words(up.to(dtype).flatten()))])
 
 
-def aligned(words: int) -> int:
+def aligned(words: Words) -> Words:
     return -(-words // ALIGNMENT) * ALIGNMENT
 
 

@@ -20,6 +20,8 @@ from overtone.models.device.memory import DeviceMemory
 
 _STAGED = 64
 """Adapters that are packed before a step asks for them, at most: those of requests that wait."""
+_LATER = 512
+"""Adapters that are packed once there are fewer of those."""
 _REMEMBERED = 10_000
 """Adapters of which it is remembered that no kernel here applies them."""
 
@@ -63,6 +65,7 @@ class DevicePool:
         self._using: Set[Hashable] = frozenset()  # by the last step
         self._unfit: OrderedDict[Hashable, None] = OrderedDict()
         self._staged: OrderedDict[Hashable, Future[Packed | None]] = OrderedDict()
+        self._later: OrderedDict[Hashable, AdapterDeltas] = OrderedDict()
         self._packing = ThreadPoolExecutor(1, "overtone-pack")  # one: a packer is for one thread at a time
         self._uploads = self._evictions = self._moves = 0
         # freed: something lies open that a step under way may read or write; copied: the side stream has work that the
@@ -81,15 +84,18 @@ class DevicePool:
         if key in self._there or key in self._unfit or key in self._staged:
             return
         if len(self._staged) >= _STAGED:
-            # What is packed and has found no room yet may belong to a request that is gone.
-            packed = next((known for known, one in self._staged.items() if one.done()), None)
+            # What is packed and has found no room may belong to a request that is gone; else it waits for `prefetch` only.
+            packed = next((known for known, one in self._staged.items() if one.done()), None) if self._crowded else None
             if packed is None:
+                if len(self._later) < _LATER:
+                    self._later[key] = deltas
                 return
             del self._staged[packed]
         self._staged[key] = self._packing.submit(self._pack, deltas)
 
     def prefetch(self) -> None:
-        """Copies what `stage` has packed since, beside the computing, as far as nothing has to go for it."""
+        """Copies what `stage` has packed since, beside the computing, as far as nothing has to go for it; has packed then
+        what was too much before."""
         for key in [key for key, one in self._staged.items() if one.done()]:
             if self._crowded:
                 return
@@ -103,6 +109,12 @@ class DevicePool:
                 self._staged[key] = future
             else:
                 self._put(key, begin, packed)
+        while self._later and len(self._staged) < _STAGED:
+            self.stage(*self._later.popitem(last=False))
+
+    def forget_later(self) -> None:
+        """Lets go of what `stage` has not begun to pack: nobody may wait for it any more."""
+        self._later.clear()
 
     def of(self, wanted: Mapping[Hashable, AdapterDeltas]) -> dict[Hashable, OnDevice | None]:
         """The adapters of one step, in device memory once the current stream gets there. None for those that torch's
@@ -131,6 +143,7 @@ class DevicePool:
     def forget(self, key: Hashable) -> None:
         """Frees an adapter, if it is there, that no step will ask for under this key again."""
         self._unfit.pop(key, None)
+        self._later.pop(key, None)
         if key in self._there:
             self._release(self._there.pop(key))
 
@@ -138,6 +151,7 @@ class DevicePool:
         self._packing.shutdown(cancel_futures=True)
 
     def _bring(self, key: Hashable, deltas: AdapterDeltas) -> None:
+        self._later.pop(key, None)
         future = self._staged.pop(key, None) or self._packing.submit(self._pack, deltas)
         packed = future.result()
         if not self._fits(key, packed) or packed is None:

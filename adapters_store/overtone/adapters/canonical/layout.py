@@ -1,0 +1,116 @@
+"""The layout of an adapter: everything about it but its numbers and where its sparse cores are not zero.
+
+A layout is a file of facts alone. Of each module it says the shape and the terms, as `overtone.adapters.terms.facts_of` has
+them; of each term also which slice of which vector its numbers are, `"parts": {name: [dtype, offset, shape]}`, and of a
+sparse core which slice of the locations is its pattern, `"pattern": [offset, count]`. Adapters of one recipe
+have one layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from overtone.adapters.base import BaseDescription
+from overtone.adapters.canonical.file import FORMAT, read_file
+from overtone.adapters.canonical.packed import packed_layout
+from overtone.adapters.canonical.places import Spans, make_spans
+from overtone.adapters.canonical.spans import natural, shape_of, span_of, tile
+from overtone.errors import BaseModelMismatch, InvalidAdapter
+from overtone.kernels import PackedLayout
+
+DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""The name of a vector of numbers, as facts say it, and its dtype, as safetensors do."""
+
+_BYTES_PACKED, _BYTES_OF_FACTS = 3, 7
+"""What a byte of a layout takes in memory, as Python's objects."""
+
+Terms = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """A layout that was checked against one base model.
+
+    base: that model; numbers: vector -> how many numbers it has; places: the patterns of its sparse cores. An adapter all of
+    whose cores are sparse, lie between frames that need no matrix, and have patterns that all have a key or none, is
+    `packed` for the kernels and has been checked wholly; keyed: whether they have. For any other one, `modules` has the
+    facts of the terms, which are checked with the numbers.
+    """
+
+    digest: str
+    base: BaseDescription
+    family: str
+    numbers: Mapping[str, int]
+    places: Spans
+    packed: PackedLayout | None
+    keyed: bool
+    modules: Mapping[str, Terms]
+    nbytes: int
+
+
+def read_layout(blob: bytes, digest: str, base: BaseDescription) -> Layout:
+    """Raises `InvalidAdapter` if it is malformed and `BaseModelMismatch` if it does not fit `base`."""
+    facts = read_file(blob).facts
+    try:
+        if facts["format"] != FORMAT:
+            raise InvalidAdapter(f"the stored layout has format {facts['format']}, not {FORMAT}; upload it again")
+        check_base(facts, base)
+        modules = {name: _terms(name, facts["modules"][name], base) for name in sorted(facts["modules"])}
+        terms = [term for some in modules.values() for term in some]
+        packed = packed_layout({name: (base.shape_of_any(name), some) for name, some in modules.items()})
+        return Layout(
+            digest=digest,
+            base=base,
+            family=str(facts["family"]),
+            numbers=_numbers(terms),
+            places=_places(terms),
+            packed=packed,
+            keyed=packed is not None and "keyed" in terms[0],
+            modules={} if packed is not None else modules,
+            nbytes=(_BYTES_OF_FACTS if packed is None else _BYTES_PACKED) * len(blob),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as error:
+        raise InvalidAdapter("the stored layout lacks what its format demands") from error
+
+
+def check_base(facts: Mapping[str, Any], base: BaseDescription) -> None:
+    """Raises `BaseModelMismatch` for what was stored for another base model."""
+    if facts["base_fingerprint"] not in ("", base.fingerprint):
+        raise BaseModelMismatch(
+            "the stored adapter was checked against another base model than the one served; upload it again",
+            field="base_fingerprint",
+        )
+
+
+def check_shape(module: str, facts: Mapping[str, Any], base: BaseDescription) -> tuple[int, int]:
+    """(p, q) of the module. Raises `BaseModelMismatch` unless the facts say the same."""
+    shape = base.shape_of_any(module)
+    if facts["shape"] != list(shape):
+        message = f"{module} is {facts['shape']} in the stored adapter and {list(shape)} in the base model"
+        raise BaseModelMismatch(message, field=module)
+    return shape
+
+
+def _terms(module: str, facts: Mapping[str, Any], base: BaseDescription) -> Terms:
+    check_shape(module, facts, base)
+    return tuple(facts["terms"])
+
+
+def _numbers(terms: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Every number of every vector is some part's, and parts are the same numbers or have none in common."""
+    spans: dict[str, set[tuple[int, int]]] = {}
+    for term in terms:
+        for dtype, offset, shape in term["parts"].values():
+            count = math.prod(natural(size) for size in shape)
+            spans.setdefault(dtype, set()).add(span_of(offset, count))
+    if not spans.keys() <= DTYPES.keys():
+        raise ValueError("a vector has no such dtype")
+    return {dtype: tile(found) for dtype, found in spans.items()}
+
+
+def _places(terms: Iterable[Mapping[str, Any]]) -> Spans:
+    sparse = [term for term in terms if term["core"] == "sparse"]
+    return make_spans([(span_of(*term["pattern"]), shape_of(term["shape"])) for term in sparse])
