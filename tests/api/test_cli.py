@@ -138,11 +138,14 @@ def test_an_error_is_one_line_with_its_reason(server: FakeServer) -> None:
 def test_adapters(server: FakeServer, tmp_path: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_text("{}")
-    loaded = run("adapters", "load", str(tmp_path), "--id", "mine", "--pin", "--label", "k=v", "--json")
+    arguments = ["--id", "mine", "--pin", "--label", "k=v", "--tenant", "anna", "--json"]
+    loaded = run("adapters", "load", str(tmp_path), *arguments)
     assert json.loads(loaded.stdout)["create_time"] == "1970-01-02T00:00:00+00:00"
     options = server.requests[0][0].header.options
-    assert (options.pinned, dict(options.labels)) == (True, {"k": "v"})
+    assert (options.pinned, dict(options.labels), options.tenant) == (True, {"k": "v"}, "anna")
     assert [each["id"] for each in json.loads(run("adapters", "list", "--json").stdout)] == list("abcde")
+    run("adapters", "list", "--filter", "pinned = true", "--order-by", "id desc")
+    assert (server.requests[-1].filter, server.requests[-1].order_by) == ("pinned = true", "id desc")
     listed = run("adapters", "list").stdout
     assert "team=[red]x" in listed
     assert "a" * 12 in listed
@@ -155,8 +158,10 @@ def test_adapters(server: FakeServer, tmp_path: Path) -> None:
 def test_delete_asks_first(server: FakeServer) -> None:
     assert run("adapters", "delete", "mine", input="n\n").exit_code == 1
     assert server.requests == []
-    assert run("adapters", "delete", "mine", input="y\n").stdout == "deleted mine\n"
-    assert json.loads(run("adapters", "delete", "mine", "--yes", "--json").stdout) == {"id": "mine", "deleted": True}
+    told = run("adapters", "delete", "mine", input="y\n").stdout
+    assert told == "deleted mine: 2.0 KiB freed, 4.0 KiB when 2 running uses end\n"
+    gone = json.loads(run("adapters", "delete", "mine", "--yes", "--json").stdout)
+    assert gone == {"id": "mine", "deleted": True, "freed_bytes": 2048, "pending_bytes": 4096, "lease_count": 2}
     assert len(server.requests) == 2
 
 

@@ -65,6 +65,17 @@ def test_every_field_has_a_default_and_help() -> None:
         ("log_level", {"log_level": "loud"}),
         ("adapter_root", {"adapter_root": (Path("does-not-exist"),)}),
         ("tls_cert", {"tls_cert": Path("does-not-exist")}),
+        ("disk_mib", {"disk_mib": -1}),
+        ("disk_mib", {"disk_mib": 100}),
+        ("remote_store", {"remote_store": ""}),
+        ("remote_store", {"remote_store": "bucket/prefix"}),
+        ("keep_versions", {"keep_versions": 0}),
+        ("tracked_adapters", {"tracked_adapters": 1, "metrics_top_adapters": 0}),
+        ("metrics_top_adapters", {"metrics_top_adapters": -1}),
+        ("metrics_top_adapters", {"metrics_top_adapters": 1001}),
+        ("metrics_top_adapters", {"metrics_top_adapters": 50, "tracked_adapters": 50}),
+        ("watch_folder", {"watch_folder": Path("does-not-exist")}),
+        ("watch_delete", {"watch_delete": True}),
     ],
 )
 def test_a_wrong_value_names_its_field(field: str, values: dict[str, Any]) -> None:
@@ -93,6 +104,16 @@ def test_folders(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(ConfigError, match="not a folder"):
         ServerConfig(store=file)
+
+
+def test_the_store_and_what_fills_it(tmp_path: Path) -> None:
+    assert ServerConfig(disk_mib=100, remote_store="s3://bucket/prefix").keep_versions == 10
+    (tmp_path / "store" / "drop").mkdir(parents=True)
+    assert ServerConfig(store=tmp_path / "store", watch_folder=tmp_path, watch_delete=True).watch_delete
+    for inside in (tmp_path / "store", tmp_path / "store" / "drop"):
+        with pytest.raises(ConfigError, match="part of the store") as caught:
+            ServerConfig(store=tmp_path / "store", watch_folder=inside)
+        assert caught.value.field == "watch_folder"
 
 
 def test_a_file_is_read_as_flags_are(tmp_path: Path) -> None:

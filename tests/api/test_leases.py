@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Coroutine
@@ -28,6 +29,8 @@ class Disk:
         self.store: AdapterStore = open_store(path / "store")
         self.folders = [make_loca_folder(path / f"a{i}", SHAPES, n=3, seed=i) for i in range(6)]
         self.digests = [put(self.store, folder, f"a{i}").digest for i, folder in enumerate(self.folders)]
+        for digest in self.digests:
+            assert self.store._versions.residency.drop(digest)  # from the upload
         self.stuck: set[str] = set()
         self.broken: set[str] = set()
         self.reads: Counter[str] = Counter()
@@ -81,6 +84,12 @@ async def until_read(disk: Disk, *numbers: int) -> None:
             assert disk.news.wait_for(lambda: all(disk.reads[disk.digests[i]] for i in numbers), 60)
 
     await asyncio.to_thread(wait)
+
+
+def until_leased(disk: Disk, number: int, times: int) -> None:
+    entries = disk.store._versions.residency._entries
+    while disk.digests[number] not in entries or entries[disk.digests[number]].leases < times:
+        pass
 
 
 async def served(lease: Coroutine[Any, Any, Lease] | asyncio.Task[Lease]) -> tuple[str, ...]:
@@ -157,6 +166,22 @@ def test_a_failed_fetch_fails_all_who_wait_and_nobody_later(disk: Disk) -> None:
     with_leases(disk, work)
 
 
+def test_the_store_is_told_whose_request_it_is(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, tenants = disk.store.begin, list[str]()
+
+    def told(wanted: Any, tenant: str = "") -> Any:
+        tenants.append(tenant)
+        return begin(wanted, tenant)
+
+    async def work(leases: Leases) -> None:
+        monkeypatch.setattr(disk.store, "begin", told)
+        (await leases.acquire([Wanted("a0")], "anna")).release()
+        (await leases.acquire([Wanted("a1")])).release()
+
+    with_leases(disk, work)
+    assert tenants == ["anna", ""]
+
+
 def test_deleted_while_it_is_fetched(disk: Disk) -> None:
     """Whoever asked before has it still."""
 
@@ -169,5 +194,93 @@ def test_deleted_while_it_is_fetched(disk: Disk) -> None:
         assert await served(task) == ("a0",)
         with pytest.raises(AdapterNotFound):
             await leases.acquire([Wanted("a0")])
+
+    with_leases(disk, work)
+
+
+def test_what_was_looked_up_and_is_in_memory_costs_no_thread(disk: Disk) -> None:
+    async def work(leases: Leases) -> None:
+        wanted = [Wanted("a0")], [Wanted(f"a1@{disk.digests[1][:12]}")], [Wanted("a0"), Wanted("a1", weight=0.5)]
+        before = [await leases.acquire(one) for one in wanted]
+        hops = Counter[str]()
+        for name in ("_ready", "_fetch", "_compute"):
+            submit = getattr(leases, name).submit
+
+            def counted(*args: Any, name: str = name, submit: Any = submit) -> Any:
+                hops[name] += 1
+                return submit(*args)
+
+            getattr(leases, name).submit = counted
+        for one, lease in zip(wanted, before, strict=True):
+            with await leases.acquire(one) as again:
+                assert again.adapter is lease.adapter
+            lease.release()
+        assert not hops
+        await served(leases.acquire([Wanted(f"a0@{disk.digests[0][:20]}")]))
+        assert hops == {"_ready": 1}, "in memory, but not by this name"
+
+    with_leases(disk, work)
+
+
+def test_a_request_is_a_hit_or_a_miss(disk: Disk) -> None:
+    async def work(leases: Leases) -> None:
+        for _ in range(3):
+            await served(leases.acquire([Wanted("a0")]))
+        disk.stick(1)
+        waiting = [start(leases, Wanted("a1")) for _ in range(3)]
+        await asyncio.to_thread(until_leased, disk, 1, 4)  # theirs and that of the fetch
+        disk.free.set()
+        for task in waiting:
+            await served(task)
+
+    with_leases(disk, work)
+    stats = disk.store.stats()
+    assert (stats.hit_count, stats.miss_count, stats.disk_load_count) == (2, 4, 2)
+
+
+def test_what_is_given_up_on_its_way_is_not_kept(disk: Disk) -> None:
+    """Wherever it is: not begun, looked up, fetched, there, or failed."""
+
+    async def give_up(leases: Leases, *wanted: Wanted, after: Coroutine[Any, Any, None] | None = None) -> None:
+        with contextlib.suppress(ZeroDivisionError), leases.ahead(wanted):
+            if after is not None:
+                await after
+            raise ZeroDivisionError
+
+    async def work(leases: Leases) -> None:
+        disk.stick(0)
+        await give_up(leases, Wanted("a0"))
+        await give_up(leases, Wanted("a0"), after=asyncio.sleep(0))
+        await give_up(leases, Wanted("a0"), Wanted("a1"), after=until_read(disk, 0))
+        disk.free.set()
+        held = await leases.acquire([Wanted("a1")])
+        await give_up(leases, Wanted("a1"))
+        await give_up(leases, Wanted("a1"), after=asyncio.sleep(0))
+        await give_up(leases, Wanted("gone"), after=asyncio.sleep(0.02))
+        await give_up(leases)
+        held.release()
+        with leases.ahead([Wanted("a1")]) as coming, leases.ahead([]) as nothing:
+            lease = await coming.lease()
+            assert await nothing.lease() is None
+        assert lease is not None
+        assert disk.store.stats().leased_count >= 1
+        lease.release()
+
+    with_leases(disk, work)
+
+
+def test_whoever_waits_for_what_is_on_its_way_may_be_cancelled(disk: Disk) -> None:
+    async def work(leases: Leases) -> None:
+        async def request() -> None:
+            with leases.ahead([Wanted("a0")]) as coming:
+                await coming.lease()
+
+        disk.stick(0)
+        waiting = [asyncio.ensure_future(request()) for _ in range(3)]
+        await until_read(disk, 0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        assert all(task.cancelled() for task in waiting)
 
     with_leases(disk, work)

@@ -67,7 +67,7 @@ def test_reflection_lists_and_describes_the_services(tiny_server: ThreadServer) 
     assert described.file_descriptor_response.file_descriptor_proto
 
 
-def test_metrics_count_what_happened_and_name_no_adapter(tiny_server: ThreadServer, tmp_path: Path) -> None:
+def test_metrics_count_what_happened(tiny_server: ThreadServer, tmp_path: Path) -> None:
     folder = make_loca_folder(tmp_path / "a", tiny_server.base.modules, n=10, seed=1)
     names = (
         "prompt_tokens_total",
@@ -93,8 +93,15 @@ def test_metrics_count_what_happened_and_name_no_adapter(tiny_server: ThreadServ
     assert metric(tiny_server, "overtone_adapter_load_seconds_count") >= 1
     assert metric(tiny_server, "overtone_calls_total", method="Generate", code="OK") == 4
     assert metric(tiny_server, "overtone_kv_cache_usage_ratio") == 0
+    names = [f"secret-name-{index}" for index in range(3)]
+    series = ("requests", "generated_tokens", "errors")
+    values = [[metric(tiny_server, f"overtone_adapter_{s}_total", adapter=name) for s in series] for name in names]
+    assert values == [[1, 5, 0]] * 3
+    with tiny_server.client() as client:
+        client.adapters.delete(names[0])
+    assert metric(tiny_server, "overtone_adapters_tracked") == 2
     with urllib.request.urlopen(tiny_server.metrics_url) as reply:
-        assert b"secret-name" not in reply.read()
+        assert names[0].encode() not in reply.read()
 
 
 def test_full_queue_is_refused_with_retry_info(tmp_path: Path) -> None:

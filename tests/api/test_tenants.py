@@ -88,6 +88,7 @@ def test_a_request_that_waits_for_its_adapter_holds_up_nobody(
     with tiny_server.client() as client:
         for name, folder in zip(names, folders, strict=True):
             adapter = client.adapters.load(folder, id=name)
+            assert versions.residency.drop(adapter.digest)  # from the upload
             slow_digests |= {adapter.digest} if name != "quick" else set()
 
         def ask(name: str) -> None:

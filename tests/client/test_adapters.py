@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overtone.client import Client, EngineStarting, InvalidAdapter
+from overtone.client import Client, Deletion, EngineStarting, InvalidAdapter
 from overtone.v1 import adapters_pb2 as pb
 from support.fake_server import Driver, FakeServer
 
@@ -22,10 +22,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_upload(ask: Driver, server: FakeServer, folder: Path) -> None:
     adapter = ask(
-        lambda client: client.adapters.load(folder, id="mine", pinned=True, labels={"k": "v"}, create_only=True)
+        lambda client: client.adapters.load(
+            folder, id="mine", pinned=True, labels={"k": "v"}, tenant="anna", create_only=True
+        )
     )
     header, *rest = server.requests[0]
-    options = pb.AdapterOptions(pinned=True, labels={"k": "v"}, create_only=True)
+    options = pb.AdapterOptions(pinned=True, labels={"k": "v"}, tenant="anna", create_only=True)
     assert header.header == pb.UploadHeader(adapter_id="mine", options=options)
     chunks = [message.chunk for message in rest]
     assert all(0 < len(chunk.data) <= 1 << 20 for chunk in chunks)
@@ -34,6 +36,9 @@ def test_upload(ask: Driver, server: FakeServer, folder: Path) -> None:
     assert len(chunks) == 4
     assert (adapter.id, adapter.state, adapter.size_bytes, adapter.warnings) == ("mine", "resident", 2048, ["odd"])
     assert (adapter.create_time, adapter.update_time) == (datetime(1970, 1, 2, tzinfo=UTC), None)
+    assert (adapter.tenant, adapter.last_used_time) == ("anna", datetime(1970, 1, 3, tzinfo=UTC))
+    with pytest.raises(TypeError, match="label"):
+        ask(lambda client: client.adapters.load(folder, id="mine", label={"k": "v"}))
 
 
 def test_upload_is_not_retried(ask: Driver, server: FakeServer, folder: Path) -> None:
@@ -86,7 +91,7 @@ def test_changes(ask: Driver, server: FakeServer) -> None:
     assert ask(lambda client: client.adapters.pin("mine", etag="e")).pinned
     assert not ask(lambda client: client.adapters.unpin("mine")).pinned
     ask(lambda client: client.adapters.label("mine", {"k": "v"}))
-    assert ask(lambda client: client.adapters.delete("mine", etag="e")) is None
+    assert ask(lambda client: client.adapters.delete("mine", etag="e")) == Deletion(2048, 4096, 2)
     get, pin, unpin, label, delete = server.requests
     assert get.name == "adapters/mine"
     assert (pin.adapter.name, pin.adapter.pinned, pin.adapter.etag) == ("adapters/mine", True, "e")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from overtone.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
 from support.adapters import make_loca_folder
 from support.server import ThreadServer
+from support.stored import versions_on_disk
 
 Files = dict[str, bytes]
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -182,8 +183,7 @@ def test_bad_adapters_are_refused_and_leave_nothing(
         assert named in caught.value.details()
         assert not stub.ListAdapters(adapters_pb2.ListAdaptersRequest()).adapters
         assert upload(stub, good, "fine").name == "adapters/fine"
-    blobs = [p for p in (tiny_server.config.store / "adapters" / "blobs").rglob("*") if p.is_file()]
-    assert len(blobs) == 1
+    assert len(versions_on_disk(tiny_server.config.store)) == 1
     assert not list((tiny_server.config.store / "adapters" / "tmp").iterdir())
 
 

@@ -10,13 +10,31 @@
 Errors are the classes of `overtone.errors`, whatever way they came.
 """
 
+from overtone.client._adapter_requests import LoadOptions
 from overtone.client._async import AsyncClient
 from overtone.client._async_adapters import AsyncAdapterClient
 from overtone.client._requests import GenerateOptions, Messages
+from overtone.client._stores import AsyncStoreClient, StoreClient
 from overtone.client._sync import Client
 from overtone.client._sync_adapters import AdapterClient
-from overtone.client.types import (
+from overtone.client.adapter_types import (
     Adapter,
+    AdapterEvent,
+    AdapterStatistics,
+    Check,
+    Compaction,
+    Deletion,
+    EventKind,
+    ImportEntry,
+    ImportOutcome,
+    ImportResult,
+    Problem,
+    Quantiles,
+    StoreStatistics,
+    TopAdapters,
+    WatchUpdate,
+)
+from overtone.client.types import (
     AdapterUse,
     Chunk,
     Completion,
@@ -60,35 +78,47 @@ from overtone.errors import (
     Unavailable,
     UnsupportedAdapter,
     UnsupportedModel,
+    WatchExpired,
 )
 
 __all__ = [
     "Adapter",
     "AdapterClient",
+    "AdapterEvent",
     "AdapterExists",
     "AdapterIndexOutOfRange",
     "AdapterMemoryFull",
     "AdapterNotFound",
+    "AdapterStatistics",
     "AdapterUse",
     "AsyncAdapterClient",
     "AsyncClient",
+    "AsyncStoreClient",
     "BadSamplingParameter",
     "BaseModelMismatch",
     "Cancelled",
+    "Check",
     "Chunk",
     "Client",
+    "Compaction",
     "Completion",
     "ConfigError",
     "DeadlineExceeded",
+    "Deletion",
     "Draining",
     "EngineError",
     "EngineStarting",
     "EtagMismatch",
+    "EventKind",
     "FinishReason",
     "GenerateOptions",
     "Generated",
+    "ImportEntry",
+    "ImportOutcome",
+    "ImportResult",
     "InvalidAdapter",
     "InvalidRequest",
+    "LoadOptions",
     "Messages",
     "ModelInfo",
     "Module",
@@ -97,18 +127,25 @@ __all__ = [
     "Overloaded",
     "OvertoneError",
     "PathRefused",
+    "Problem",
     "Prompt",
     "PromptTooLong",
+    "Quantiles",
     "QueueFull",
+    "StoreClient",
     "StoreCorrupted",
     "StoreFailed",
+    "StoreStatistics",
     "Timings",
     "Token",
     "Tokenized",
     "TooLarge",
+    "TopAdapters",
     "TopToken",
     "Unavailable",
     "UnsupportedAdapter",
     "UnsupportedModel",
     "Usage",
+    "WatchExpired",
+    "WatchUpdate",
 ]

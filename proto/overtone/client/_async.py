@@ -15,8 +15,9 @@ from overtone.client import _channel, _requests, _responses, types
 from overtone.client._async_adapters import AsyncAdapterClient
 from overtone.client._requests import GenerateOptions, Messages
 from overtone.client._status import from_rpc, typed_errors
+from overtone.client._stores import AsyncStoreClient
 from overtone.errors import DeadlineExceeded
-from overtone.v1 import adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
+from overtone.v1 import adapters_pb2_grpc, generation_pb2, generation_pb2_grpc, store_pb2_grpc
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -43,6 +44,7 @@ class AsyncClient:
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self.adapters = AsyncAdapterClient(adapters_pb2_grpc.AdapterServiceStub(self._channel), timeout, self._metadata)
+        self.store = AsyncStoreClient(store_pb2_grpc.StoreServiceStub(self._channel), timeout, self._metadata)
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_health.v1 import health_pb2
 
-from overtone.v1 import adapters_pb2, generation_pb2
+from overtone.v1 import adapters_pb2, generation_pb2, store_pb2
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
+STORE = store_pb2.DESCRIPTOR.services_by_name["StoreService"].full_name
 MAX_MESSAGE_BYTES = 16 << 20
 READY_REQUEST = health_pb2.HealthCheckRequest(service=GENERATION)
 READY_POLL_S = 0.1
@@ -52,7 +53,7 @@ def options(address: str) -> list[tuple[str, Any]]:
 
 
 def _service_config() -> dict[str, Any]:
-    """Retries a call that found no server. Not UploadAdapter: its stream of chunks cannot be sent twice."""
+    """Retries a call that found no server. Not uploads: their streams cannot be sent twice."""
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.1s",
@@ -60,10 +61,10 @@ def _service_config() -> dict[str, Any]:
         "backoffMultiplier": 3,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    everything = {"name": [{"service": GENERATION}, {"service": ADAPTERS}], "retryPolicy": policy}
+    everything = {"name": [{"service": each} for each in (GENERATION, ADAPTERS, STORE)], "retryPolicy": policy}
     # The entry for a method replaces that of its service.
-    upload = {"name": [{"service": ADAPTERS, "method": "UploadAdapter"}]}
-    return {"methodConfig": [everything, upload]}
+    uploads = {"name": [{"service": ADAPTERS, "method": method} for method in ("UploadAdapter", "ImportAdapters")]}
+    return {"methodConfig": [everything, uploads]}
 
 
 def _is_local(address: str) -> bool:

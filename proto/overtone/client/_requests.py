@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
-from google.protobuf.field_mask_pb2 import FieldMask
-
 from overtone.client import _folder
-from overtone.v1 import adapters_pb2, generation_pb2
+from overtone.v1 import generation_pb2
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 """A conversation: {"role": ..., "content": ...} for each message."""
@@ -152,33 +150,6 @@ def tokenize_request(prompt: str | None, messages: Messages | None) -> generatio
     if messages is not None:
         return generation_pb2.TokenizeRequest(chat=_chat(messages))
     return generation_pb2.TokenizeRequest(text=prompt or "")
-
-
-def adapter_options(
-    pinned: bool | None, labels: Mapping[str, str] | None, create_only: bool, validate_only: bool
-) -> adapters_pb2.AdapterOptions:
-    return adapters_pb2.AdapterOptions(
-        pinned=pinned, labels=labels or {}, create_only=create_only, validate_only=validate_only
-    )
-
-
-def pin_request(adapter_id: str, pinned: bool, etag: str | None) -> adapters_pb2.UpdateAdapterRequest:
-    adapter = adapters_pb2.Adapter(name=adapter_name(adapter_id), pinned=pinned, etag=etag or "")
-    return adapters_pb2.UpdateAdapterRequest(adapter=adapter, update_mask=FieldMask(paths=["pinned"]))
-
-
-def label_request(adapter_id: str, labels: Mapping[str, str], etag: str | None) -> adapters_pb2.UpdateAdapterRequest:
-    adapter = adapters_pb2.Adapter(name=adapter_name(adapter_id), labels=labels, etag=etag or "")
-    return adapters_pb2.UpdateAdapterRequest(adapter=adapter, update_mask=FieldMask(paths=["labels"]))
-
-
-def adapter_name(adapter_id: str) -> str:
-    """The resource name; an id that already is one stays."""
-    return adapter_id if adapter_id.startswith("adapters/") else f"adapters/{adapter_id}"
-
-
-def bare_id(adapter_id: str) -> str:
-    return adapter_id.removeprefix("adapters/")
 
 
 def _exactly_one(**prompts: object) -> None:

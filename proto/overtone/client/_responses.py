@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from overtone.client import types
-from overtone.v1 import adapters_pb2, generation_pb2
+from overtone.v1 import generation_pb2
 
 _FINISH_REASONS: dict[int, types.FinishReason] = {
     generation_pb2.FINISH_REASON_LENGTH: "length",
     generation_pb2.FINISH_REASON_EOS: "eos",
     generation_pb2.FINISH_REASON_STOP: "stop",
-}
-_STATES: dict[int, str] = {
-    adapters_pb2.Adapter.STATE_STORED: "stored",
-    adapters_pb2.Adapter.STATE_LOADING: "loading",
-    adapters_pb2.Adapter.STATE_RESIDENT: "resident",
 }
 
 
@@ -65,7 +58,7 @@ def outcome(message: generation_pb2.Outcome) -> types.Outcome:
         usage=types.Usage(
             message.usage.prompt_tokens, message.usage.completion_tokens, message.usage.cached_prompt_tokens
         ),
-        timings=types.Timings(_seconds(timings.queue), _seconds(timings.first_token), _seconds(timings.total)),
+        timings=types.Timings(seconds(timings.queue), seconds(timings.first_token), seconds(timings.total)),
         adapter=message.adapter,
         adapter_digest=message.adapter_digest,
         request_id=message.request_id,
@@ -96,28 +89,6 @@ def model(message: generation_pb2.Model) -> types.ModelInfo:
     )
 
 
-def adapter(message: adapters_pb2.Adapter) -> types.Adapter:
-    return types.Adapter(
-        id=message.name.removeprefix("adapters/"),
-        uid=message.uid,
-        digest=message.digest,
-        family=message.family,
-        state=_STATES.get(message.state, "unspecified"),
-        pinned=message.pinned,
-        labels=dict(message.labels),
-        size_bytes=message.size_bytes,
-        module_count=message.module_count,
-        parameter_count=message.parameter_count,
-        base_model_name_or_path=message.base_model_name_or_path,
-        warnings=list(message.warnings),
-        create_time=_time(message.create_time) if message.HasField("create_time") else None,
-        update_time=_time(message.update_time) if message.HasField("update_time") else None,
-        etag=message.etag,
-        versions=list(message.versions),
-        basis=message.basis,
-    )
-
-
 def _tokens(messages: Sequence[generation_pb2.TokenInfo]) -> list[types.Token]:
     return [
         types.Token(
@@ -135,9 +106,5 @@ def _prompt(
     return types.Prompt(message.prompt.text, list(message.prompt.token_ids), _tokens(message.prompt.tokens))
 
 
-def _seconds(duration: Duration) -> float:
+def seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
-
-
-def _time(timestamp: Timestamp) -> datetime:
-    return timestamp.ToDatetime(tzinfo=UTC)

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from overtone import errors
 
@@ -33,11 +33,20 @@ def typed_errors() -> Iterator[None]:
 def from_rpc(error: grpc.RpcError) -> errors.OvertoneError:
     """The exception to raise for a failed call; `error` may come from grpc or grpc.aio."""
     code = error.code().name
-    status = _rich_status(error)
+    return _typed(_rich_status(error), code, error.details() or code)
+
+
+def from_status(status: status_pb2.Status) -> errors.OvertoneError:
+    """The exception for an error that came in a message."""
+    code = code_pb2.Code.Name(status.code) if status.code in code_pb2.Code.values() else "UNKNOWN"
+    return _typed(status, code, code)
+
+
+def _typed(status: status_pb2.Status, code: str, bare: str) -> errors.OvertoneError:
     info, retry_after_s = _details(status)
     metadata = dict(info.metadata)
     field = metadata.pop("field", None)
-    message = status.message or error.details() or code
+    message = status.message or bare
     cls = _class_for(info.reason, code, message)
     if cls.grpc_code != code:
         metadata.setdefault("grpc_code", code)

@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2_grpc
 from overtone.client import _channel, _requests, _responses, types
 from overtone.client._requests import GenerateOptions, Messages
 from overtone.client._status import from_rpc, typed_errors
+from overtone.client._stores import StoreClient
 from overtone.client._sync_adapters import AdapterClient
 from overtone.errors import DeadlineExceeded
-from overtone.v1 import adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
+from overtone.v1 import adapters_pb2_grpc, generation_pb2, generation_pb2_grpc, store_pb2_grpc
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -45,6 +46,7 @@ class Client:
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self.adapters = AdapterClient(adapters_pb2_grpc.AdapterServiceStub(self._channel), timeout, self._metadata)
+        self.store = StoreClient(store_pb2_grpc.StoreServiceStub(self._channel), timeout, self._metadata)
 
     def __enter__(self) -> Self:
         return self

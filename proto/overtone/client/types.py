@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Literal, TypeAlias
 
 FinishReason: TypeAlias = Literal["length", "eos", "stop", "unspecified"]
@@ -148,27 +147,3 @@ class ModelInfo:
     modules: list[Module]
     server_version: str
     embeddings: list[Module]
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter on the server. digest: of its newest version; versions: all that "ID@DIGEST" may name, newest first."""
-
-    id: str
-    uid: str
-    digest: str
-    family: str
-    state: str
-    pinned: bool
-    labels: dict[str, str]
-    size_bytes: int
-    module_count: int
-    parameter_count: int
-    base_model_name_or_path: str
-    warnings: list[str]
-    create_time: datetime | None
-    update_time: datetime | None
-    etag: str
-    versions: list[str]
-    basis: str
-    """Of PiCa: where its singular vectors came from ("own", "pinned", "assumed"), else empty."""

@@ -13,6 +13,7 @@
     ├── AdapterNotFound               NOT_FOUND
     ├── AdapterExists                 ALREADY_EXISTS
     ├── EtagMismatch                  ABORTED
+    ├── WatchExpired                  OUT_OF_RANGE         the changes to go on with are forgotten: list again
     ├── StoreCorrupted                DATA_LOSS            a stored adapter fails its digest
     ├── StoreFailed                   UNAVAILABLE          the disk refused (full, read-only, ...)
     ├── Overloaded                    RESOURCE_EXHAUSTED   try again later; carries `retry_after_s`
@@ -118,6 +119,11 @@ class AdapterExists(OvertoneError):
 class EtagMismatch(OvertoneError):
     grpc_code = "ABORTED"
     reason = "ETAG_MISMATCH"
+
+
+class WatchExpired(OvertoneError):
+    grpc_code = "OUT_OF_RANGE"
+    reason = "WATCH_EXPIRED"
 
 
 class StoreCorrupted(OvertoneError):

@@ -5,11 +5,13 @@ The control plane: adapters come, change and go while others stream."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -40,6 +42,8 @@ class Adapter(_message.Message):
         """Being made resident."""
         STATE_RESIDENT: Adapter._State.ValueType  # 3
         """In memory."""
+        STATE_QUARANTINED: Adapter._State.ValueType  # 4
+        """Its stored content was found damaged and set aside: requests get DATA_LOSS until the same content is uploaded again."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Adapter.State.ValueType  # 0
@@ -49,6 +53,8 @@ class Adapter(_message.Message):
     """Being made resident."""
     STATE_RESIDENT: Adapter.State.ValueType  # 3
     """In memory."""
+    STATE_QUARANTINED: Adapter.State.ValueType  # 4
+    """Its stored content was found damaged and set aside: requests get DATA_LOSS until the same content is uploaded again."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -87,6 +93,9 @@ class Adapter(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
     BASIS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    LAST_USED_TIME_FIELD_NUMBER: _builtins.int
+    BASE_FINGERPRINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"adapters/ID". An ID has 1 to 128 of A-Z a-z 0-9 . _ - and begins and ends with a letter or digit."""
     uid: _builtins.str
@@ -111,6 +120,10 @@ class Adapter(_message.Message):
     """Of PiCa: where its singular vectors came from. "own": the adapter brought them; "pinned": it named their digest, which
     matched; "assumed": it said nothing, so they are the server's, and the tuner's may have differed in signs.
     """
+    tenant: _builtins.str
+    """Whose it is: requests of other tenants do not find it. Empty: everybody's."""
+    base_fingerprint: _builtins.str
+    """Of the base model that it was checked against."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64 labels; keys of 1 to 63 characters, values of at most 256."""
@@ -126,6 +139,10 @@ class Adapter(_message.Message):
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests that "ID@DIGEST" may name, newest first."""
+
+    @_builtins.property
+    def last_used_time(self) -> _timestamp_pb2.Timestamp:
+        """When a request last used it, to within some seconds. Unset: never."""
 
     def __init__(
         self,
@@ -147,10 +164,13 @@ class Adapter(_message.Message):
         etag: _builtins.str = ...,
         versions: _abc.Iterable[_builtins.str] | None = ...,
         basis: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        last_used_time: _timestamp_pb2.Timestamp | None = ...,
+        base_fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_used_time", b"last_used_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_name_or_path", b"base_model_name_or_path", "basis", b"basis", "create_time", b"create_time", "digest", b"digest", "etag", b"etag", "family", b"family", "labels", b"labels", "module_count", b"module_count", "name", b"name", "parameter_count", b"parameter_count", "pinned", b"pinned", "size_bytes", b"size_bytes", "state", b"state", "uid", b"uid", "update_time", b"update_time", "versions", b"versions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fingerprint", b"base_fingerprint", "base_model_name_or_path", b"base_model_name_or_path", "basis", b"basis", "create_time", b"create_time", "digest", b"digest", "etag", b"etag", "family", b"family", "labels", b"labels", "last_used_time", b"last_used_time", "module_count", b"module_count", "name", b"name", "parameter_count", b"parameter_count", "pinned", b"pinned", "size_bytes", b"size_bytes", "state", b"state", "tenant", b"tenant", "uid", b"uid", "update_time", b"update_time", "versions", b"versions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,12 +282,17 @@ class AdapterOptions(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CREATE_ONLY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     pinned: _builtins.bool
     """Unset: as it is; not pinned if the id is new."""
     create_only: _builtins.bool
     """Refuse if the id exists. Without it a different content becomes the id's new version and an equal one changes nothing."""
     validate_only: _builtins.bool
     """Check everything, store nothing."""
+    tenant: _builtins.str
+    """At most 64 of a-z 0-9 - _ . ; only requests of this tenant find the adapter then. Unset: as it is; everybody's if the id
+    is new.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Replaces all labels. Empty: as they are."""
@@ -279,14 +304,20 @@ class AdapterOptions(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_only: _builtins.bool = ...,
         validate_only: _builtins.bool = ...,
+        tenant: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "pinned", b"pinned"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "_tenant", b"_tenant", "pinned", b"pinned", "tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "create_only", b"create_only", "labels", b"labels", "pinned", b"pinned", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "_tenant", b"_tenant", "create_only", b"create_only", "labels", b"labels", "pinned", b"pinned", "tenant", b"tenant", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
+    _WhichOneofReturnType__tenant: _TypeAlias = _typing.Literal["tenant"]  # noqa: Y015
+    _WhichOneofArgType__tenant: _TypeAlias = _typing.Literal["_tenant", b"_tenant"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pinned) -> _WhichOneofReturnType__pinned | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tenant) -> _WhichOneofReturnType__tenant | None: ...
 
 Global___AdapterOptions: _TypeAlias = AdapterOptions  # noqa: Y015
 
@@ -342,19 +373,31 @@ class ListAdaptersRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """0: 100. More than 1000: 1000."""
     page_token: _builtins.str
-    """`next_page_token` of the page before."""
+    """`next_page_token` of the page before; `filter` and `order_by` must be those of the first page."""
+    filter: _builtins.str
+    """Conditions joined by AND (AIP-160): `family = "loca"`, `tenant = "anna"`, `labels.team = "blue"`, `state = "ready"` or
+    `"quarantined"`, `pinned = true`, `base_fingerprint = "..."`, `id >= "a"`. Empty: all adapters.
+    """
+    order_by: _builtins.str
+    """One of `id`, `create_time`, `update_time`, `last_used_time`, `size_bytes`, each optionally followed by ` desc` (AIP-132).
+    Empty: `id`.
+    """
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,3 +477,593 @@ class DeleteAdapterRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAdapterRequest: _TypeAlias = DeleteAdapterRequest  # noqa: Y015
+
+@_typing.final
+class ActivateAdapterVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    """At least 12 digits of a digest in `Adapter.versions`. Empty: the version that was current before this one."""
+    etag: _builtins.str
+    """If set, only if nobody changed the adapter since."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateAdapterVersionRequest: _TypeAlias = ActivateAdapterVersionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAdapterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    PENDING_BYTES_FIELD_NUMBER: _builtins.int
+    LEASE_COUNT_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    """Bytes of its versions that nothing refers to any more: disk space that is free, or that compaction gives back."""
+    pending_bytes: _builtins.int
+    """Bytes of those that running requests still use: freed when the last of them ends."""
+    lease_count: _builtins.int
+    """How many uses these are."""
+    def __init__(
+        self,
+        *,
+        freed_bytes: _builtins.int = ...,
+        pending_bytes: _builtins.int = ...,
+        lease_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "lease_count", b"lease_count", "pending_bytes", b"pending_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAdapterResponse: _TypeAlias = DeleteAdapterResponse  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Of the last message that the watcher has seen: go on behind it. Empty: from now on."""
+    snapshot: _builtins.bool
+    """First send all adapters that there are, as KIND_EXISTING, so that nothing falls between a listing and the watch. Not
+    together with `resume_token`.
+    """
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+        snapshot: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAdaptersRequest: _TypeAlias = WatchAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Continues the watch behind these events. Empty while the snapshot is being sent."""
+    caught_up: _builtins.bool
+    """The snapshot is complete and so are the changes up to now: the watcher knows what there is."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterEvent]:
+        """In the order in which they happened. None: a heartbeat, sent when nothing has happened for some seconds."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___AdapterEvent] | None = ...,
+        resume_token: _builtins.str = ...,
+        caught_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "events", b"events", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAdaptersResponse: _TypeAlias = WatchAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class AdapterEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AdapterEvent._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: AdapterEvent._Kind.ValueType  # 0
+        KIND_CREATED: AdapterEvent._Kind.ValueType  # 1
+        KIND_UPDATED: AdapterEvent._Kind.ValueType  # 2
+        KIND_DELETED: AdapterEvent._Kind.ValueType  # 3
+        KIND_EXISTING: AdapterEvent._Kind.ValueType  # 4
+        """Of the snapshot."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: AdapterEvent.Kind.ValueType  # 0
+    KIND_CREATED: AdapterEvent.Kind.ValueType  # 1
+    KIND_UPDATED: AdapterEvent.Kind.ValueType  # 2
+    KIND_DELETED: AdapterEvent.Kind.ValueType  # 3
+    KIND_EXISTING: AdapterEvent.Kind.ValueType  # 4
+    """Of the snapshot."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    kind: Global___AdapterEvent.Kind.ValueType
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As it is when the event is sent, which may be newer than the event. Of a deleted one only `name` is sure to be set."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___AdapterEvent.Kind.ValueType = ...,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterEvent: _TypeAlias = AdapterEvent  # noqa: Y015
+
+@_typing.final
+class ImportAdaptersRequest(_message.Message):
+    """A batch: at most 1000 adapters with at most 8 MiB of files, and no id twice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportItem]: ...
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[Global___ImportItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportAdaptersRequest: _TypeAlias = ImportAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class ImportItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    adapter_id: _builtins.str
+    tenant: _builtins.str
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """Names as in `FileChunk.file_name`."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in AdapterOptions."""
+
+    def __init__(
+        self,
+        *,
+        adapter_id: _builtins.str = ...,
+        files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tenant: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tenant", b"_tenant", "tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tenant", b"_tenant", "adapter_id", b"adapter_id", "files", b"files", "labels", b"labels", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tenant: _TypeAlias = _typing.Literal["tenant"]  # noqa: Y015
+    _WhichOneofArgType__tenant: _TypeAlias = _typing.Literal["_tenant", b"_tenant"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tenant) -> _WhichOneofReturnType__tenant | None: ...
+
+Global___ImportItem: _TypeAlias = ImportItem  # noqa: Y015
+
+@_typing.final
+class ImportAdaptersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportResult]:
+        """One for each adapter of a batch, in its order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ImportResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportAdaptersResponse: _TypeAlias = ImportAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class ImportResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ImportResult._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: ImportResult._Outcome.ValueType  # 0
+        OUTCOME_CREATED: ImportResult._Outcome.ValueType  # 1
+        OUTCOME_UPDATED: ImportResult._Outcome.ValueType  # 2
+        """It has a new version."""
+        OUTCOME_UNCHANGED: ImportResult._Outcome.ValueType  # 3
+        """The id had this content already."""
+        OUTCOME_REFUSED: ImportResult._Outcome.ValueType  # 4
+        """Nothing was stored of it; `error` says why."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
+    OUTCOME_UNSPECIFIED: ImportResult.Outcome.ValueType  # 0
+    OUTCOME_CREATED: ImportResult.Outcome.ValueType  # 1
+    OUTCOME_UPDATED: ImportResult.Outcome.ValueType  # 2
+    """It has a new version."""
+    OUTCOME_UNCHANGED: ImportResult.Outcome.ValueType  # 3
+    """The id had this content already."""
+    OUTCOME_REFUSED: ImportResult.Outcome.ValueType  # 4
+    """Nothing was stored of it; `error` says why."""
+
+    ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    adapter_id: _builtins.str
+    outcome: Global___ImportResult.Outcome.ValueType
+    digest: _builtins.str
+    """Of the version; empty if refused."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """What UploadAdapter would have ended with, ErrorInfo included."""
+
+    def __init__(
+        self,
+        *,
+        adapter_id: _builtins.str = ...,
+        outcome: Global___ImportResult.Outcome.ValueType = ...,
+        digest: _builtins.str = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "digest", b"digest", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportResult: _TypeAlias = ImportResult  # noqa: Y015
+
+@_typing.final
+class ExportAdaptersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"adapters/ID" each, at most 10000."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAdaptersRequest: _TypeAlias = ExportAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class ExportAdaptersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes of the archive."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAdaptersResponse: _TypeAlias = ExportAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class AdapterStatistics(_message.Message):
+    """Exact counts, and quantiles with a relative error of at most 8 %. A request counts when it ends, one that adds several
+    adapters for each of them, one with several completions for each of these.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OutcomeCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    OUTCOME_COUNTS_FIELD_NUMBER: _builtins.int
+    ERROR_COUNT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_USE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"adapters/ID/statistics"."""
+    request_count: _builtins.int
+    error_count: _builtins.int
+    """Those that ended with "deadline_exceeded" or "error"."""
+    prompt_token_count: _builtins.int
+    generated_token_count: _builtins.int
+    @_builtins.property
+    def outcome_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By how they ended: "length", "eos", "stop", "cancelled", "deadline_exceeded", "error"."""
+
+    @_builtins.property
+    def first_use_time(self) -> _timestamp_pb2.Timestamp:
+        """When counting began, and when a request last began or ended."""
+
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def time_to_first_token(self) -> Global___LatencyQuantiles:
+        """Arrival to first token."""
+
+    @_builtins.property
+    def inter_token(self) -> Global___LatencyQuantiles:
+        """Between two tokens of a request."""
+
+    @_builtins.property
+    def total(self) -> Global___LatencyQuantiles:
+        """Arrival to last token."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_count: _builtins.int = ...,
+        outcome_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        error_count: _builtins.int = ...,
+        prompt_token_count: _builtins.int = ...,
+        generated_token_count: _builtins.int = ...,
+        first_use_time: _timestamp_pb2.Timestamp | None = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        time_to_first_token: Global___LatencyQuantiles | None = ...,
+        inter_token: Global___LatencyQuantiles | None = ...,
+        total: Global___LatencyQuantiles | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_use_time", b"first_use_time", "inter_token", b"inter_token", "last_use_time", b"last_use_time", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_count", b"error_count", "first_use_time", b"first_use_time", "generated_token_count", b"generated_token_count", "inter_token", b"inter_token", "last_use_time", b"last_use_time", "name", b"name", "outcome_counts", b"outcome_counts", "prompt_token_count", b"prompt_token_count", "request_count", b"request_count", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterStatistics: _TypeAlias = AdapterStatistics  # noqa: Y015
+
+@_typing.final
+class LatencyQuantiles(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    P50_FIELD_NUMBER: _builtins.int
+    P90_FIELD_NUMBER: _builtins.int
+    P99_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many there were; without any the quantiles are 0."""
+    @_builtins.property
+    def p50(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def p90(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def p99(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        p50: _duration_pb2.Duration | None = ...,
+        p90: _duration_pb2.Duration | None = ...,
+        p99: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["p50", b"p50", "p90", b"p90", "p99", b"p99"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "p50", b"p50", "p90", b"p90", "p99", b"p99"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatencyQuantiles: _TypeAlias = LatencyQuantiles  # noqa: Y015
+
+@_typing.final
+class GetAdapterStatisticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"adapters/ID/statistics"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAdapterStatisticsRequest: _TypeAlias = GetAdapterStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class ListAdapterStatisticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0: 100. More than 1000: 1000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before. The order changes while adapters are used: later pages may repeat or miss some."""
+    order_by: _builtins.str
+    """One of `request_count`, `generated_token_count`, `prompt_token_count`, `error_count`, `last_use_time`,
+    `time_to_first_token.p99`, `inter_token.p99`, `total.p99`, each optionally followed by ` desc`. Empty:
+    `request_count desc`.
+    """
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdapterStatisticsRequest: _TypeAlias = ListAdapterStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class ListAdapterStatisticsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TRACKED_COUNT_FIELD_NUMBER: _builtins.int
+    FOLDED_COUNT_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    tracked_count: _builtins.int
+    """How many adapters have statistics of their own."""
+    folded_count: _builtins.int
+    """How often an adapter lost them to a more recently used one (`--tracked-adapters`): what had been counted went to
+    `other`, and if it was used again it began at 0.
+    """
+    @_builtins.property
+    def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterStatistics]: ...
+    @_builtins.property
+    def other(self) -> Global___AdapterStatistics:
+        """All that was counted of adapters without statistics of their own: those folded, and deleted ones. Without a name."""
+
+    def __init__(
+        self,
+        *,
+        statistics: _abc.Iterable[Global___AdapterStatistics] | None = ...,
+        next_page_token: _builtins.str = ...,
+        tracked_count: _builtins.int = ...,
+        folded_count: _builtins.int = ...,
+        other: Global___AdapterStatistics | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["other", b"other"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folded_count", b"folded_count", "next_page_token", b"next_page_token", "other", b"other", "statistics", b"statistics", "tracked_count", b"tracked_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdapterStatisticsResponse: _TypeAlias = ListAdapterStatisticsResponse  # noqa: Y015

@@ -3,7 +3,6 @@
 import grpc
 import warnings
 
-from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from overtone.v1 import adapters_pb2 as overtone_dot_v1_dot_adapters__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
@@ -60,10 +59,40 @@ class AdapterServiceStub(object):
                 request_serializer=overtone_dot_v1_dot_adapters__pb2.UpdateAdapterRequest.SerializeToString,
                 response_deserializer=overtone_dot_v1_dot_adapters__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.ActivateAdapterVersion = channel.unary_unary(
+                '/overtone.v1.AdapterService/ActivateAdapterVersion',
+                request_serializer=overtone_dot_v1_dot_adapters__pb2.ActivateAdapterVersionRequest.SerializeToString,
+                response_deserializer=overtone_dot_v1_dot_adapters__pb2.Adapter.FromString,
+                _registered_method=True)
         self.DeleteAdapter = channel.unary_unary(
                 '/overtone.v1.AdapterService/DeleteAdapter',
                 request_serializer=overtone_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.SerializeToString,
-                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                response_deserializer=overtone_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.FromString,
+                _registered_method=True)
+        self.WatchAdapters = channel.unary_stream(
+                '/overtone.v1.AdapterService/WatchAdapters',
+                request_serializer=overtone_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+                response_deserializer=overtone_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
+                _registered_method=True)
+        self.ImportAdapters = channel.stream_stream(
+                '/overtone.v1.AdapterService/ImportAdapters',
+                request_serializer=overtone_dot_v1_dot_adapters__pb2.ImportAdaptersRequest.SerializeToString,
+                response_deserializer=overtone_dot_v1_dot_adapters__pb2.ImportAdaptersResponse.FromString,
+                _registered_method=True)
+        self.ExportAdapters = channel.unary_stream(
+                '/overtone.v1.AdapterService/ExportAdapters',
+                request_serializer=overtone_dot_v1_dot_adapters__pb2.ExportAdaptersRequest.SerializeToString,
+                response_deserializer=overtone_dot_v1_dot_adapters__pb2.ExportAdaptersResponse.FromString,
+                _registered_method=True)
+        self.GetAdapterStatistics = channel.unary_unary(
+                '/overtone.v1.AdapterService/GetAdapterStatistics',
+                request_serializer=overtone_dot_v1_dot_adapters__pb2.GetAdapterStatisticsRequest.SerializeToString,
+                response_deserializer=overtone_dot_v1_dot_adapters__pb2.AdapterStatistics.FromString,
+                _registered_method=True)
+        self.ListAdapterStatistics = channel.unary_unary(
+                '/overtone.v1.AdapterService/ListAdapterStatistics',
+                request_serializer=overtone_dot_v1_dot_adapters__pb2.ListAdapterStatisticsRequest.SerializeToString,
+                response_deserializer=overtone_dot_v1_dot_adapters__pb2.ListAdapterStatisticsResponse.FromString,
                 _registered_method=True)
 
 
@@ -92,7 +121,7 @@ class AdapterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Lists adapters by id.
+        """Lists adapters, by id unless `order_by` says otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,8 +134,52 @@ class AdapterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ActivateAdapterVersion(self, request, context):
+        """Makes a version that the adapter still has its current one, for requests that come from now on: a rollback.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteAdapter(self, request, context):
         """Deletes an adapter with all its versions. New requests are refused at once; running ones finish.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAdapters(self, request, context):
+        """Tells of every change from now on, or from a resume token on, until the client leaves or the server drains. A watcher
+        that reads more slowly than adapters change is not waited for: OUT_OF_RANGE (reason WATCH_EXPIRED) tells it to begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportAdapters(self, request_iterator, context):
+        """Uploads of many small adapters in batches. Each batch is answered, in the order in which they came, once it is stored
+        durably; an adapter that is refused does not stop the others. The server reads at most a few batches ahead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAdapters(self, request, context):
+        """The current versions of some adapters as one tar archive: canonical blobs and a manifest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAdapterStatistics(self, request, context):
+        """How an adapter was used since the server started; zeros if it was not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapterStatistics(self, request, context):
+        """The statistics of the adapters that were used, the most used first unless `order_by` says otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,10 +213,40 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=overtone_dot_v1_dot_adapters__pb2.UpdateAdapterRequest.FromString,
                     response_serializer=overtone_dot_v1_dot_adapters__pb2.Adapter.SerializeToString,
             ),
+            'ActivateAdapterVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateAdapterVersion,
+                    request_deserializer=overtone_dot_v1_dot_adapters__pb2.ActivateAdapterVersionRequest.FromString,
+                    response_serializer=overtone_dot_v1_dot_adapters__pb2.Adapter.SerializeToString,
+            ),
             'DeleteAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAdapter,
                     request_deserializer=overtone_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.FromString,
-                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+                    response_serializer=overtone_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.SerializeToString,
+            ),
+            'WatchAdapters': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAdapters,
+                    request_deserializer=overtone_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.FromString,
+                    response_serializer=overtone_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.SerializeToString,
+            ),
+            'ImportAdapters': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportAdapters,
+                    request_deserializer=overtone_dot_v1_dot_adapters__pb2.ImportAdaptersRequest.FromString,
+                    response_serializer=overtone_dot_v1_dot_adapters__pb2.ImportAdaptersResponse.SerializeToString,
+            ),
+            'ExportAdapters': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAdapters,
+                    request_deserializer=overtone_dot_v1_dot_adapters__pb2.ExportAdaptersRequest.FromString,
+                    response_serializer=overtone_dot_v1_dot_adapters__pb2.ExportAdaptersResponse.SerializeToString,
+            ),
+            'GetAdapterStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAdapterStatistics,
+                    request_deserializer=overtone_dot_v1_dot_adapters__pb2.GetAdapterStatisticsRequest.FromString,
+                    response_serializer=overtone_dot_v1_dot_adapters__pb2.AdapterStatistics.SerializeToString,
+            ),
+            'ListAdapterStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapterStatistics,
+                    request_deserializer=overtone_dot_v1_dot_adapters__pb2.ListAdapterStatisticsRequest.FromString,
+                    response_serializer=overtone_dot_v1_dot_adapters__pb2.ListAdapterStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -292,6 +395,33 @@ class AdapterService(object):
             _registered_method=True)
 
     @staticmethod
+    def ActivateAdapterVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/overtone.v1.AdapterService/ActivateAdapterVersion',
+            overtone_dot_v1_dot_adapters__pb2.ActivateAdapterVersionRequest.SerializeToString,
+            overtone_dot_v1_dot_adapters__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteAdapter(request,
             target,
             options=(),
@@ -307,7 +437,142 @@ class AdapterService(object):
             target,
             '/overtone.v1.AdapterService/DeleteAdapter',
             overtone_dot_v1_dot_adapters__pb2.DeleteAdapterRequest.SerializeToString,
-            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            overtone_dot_v1_dot_adapters__pb2.DeleteAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/overtone.v1.AdapterService/WatchAdapters',
+            overtone_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+            overtone_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportAdapters(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/overtone.v1.AdapterService/ImportAdapters',
+            overtone_dot_v1_dot_adapters__pb2.ImportAdaptersRequest.SerializeToString,
+            overtone_dot_v1_dot_adapters__pb2.ImportAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/overtone.v1.AdapterService/ExportAdapters',
+            overtone_dot_v1_dot_adapters__pb2.ExportAdaptersRequest.SerializeToString,
+            overtone_dot_v1_dot_adapters__pb2.ExportAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAdapterStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/overtone.v1.AdapterService/GetAdapterStatistics',
+            overtone_dot_v1_dot_adapters__pb2.GetAdapterStatisticsRequest.SerializeToString,
+            overtone_dot_v1_dot_adapters__pb2.AdapterStatistics.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapterStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/overtone.v1.AdapterService/ListAdapterStatistics',
+            overtone_dot_v1_dot_adapters__pb2.ListAdapterStatisticsRequest.SerializeToString,
+            overtone_dot_v1_dot_adapters__pb2.ListAdapterStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,6 @@ isort:skip_file
 The control plane: adapters come, change and go while others stream."""
 
 from collections import abc as _abc
-from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from overtone.v1 import adapters_pb2 as _adapters_pb2
 import abc as _abc_1
@@ -40,11 +39,27 @@ class AdapterServiceStub:
     """The same from a folder on the server, below one of the directories that the operator allowed."""
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.Adapter]
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]
-    """Lists adapters by id."""
+    """Lists adapters, by id unless `order_by` says otherwise."""
     UpdateAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.UpdateAdapterRequest, _adapters_pb2.Adapter]
     """Changes `pinned` and `labels`; weights change by uploading a new version."""
-    DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _empty_pb2.Empty]
+    ActivateAdapterVersion: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ActivateAdapterVersionRequest, _adapters_pb2.Adapter]
+    """Makes a version that the adapter still has its current one, for requests that come from now on: a rollback."""
+    DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]
     """Deletes an adapter with all its versions. New requests are refused at once; running ones finish."""
+    WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]
+    """Tells of every change from now on, or from a resume token on, until the client leaves or the server drains. A watcher
+    that reads more slowly than adapters change is not waited for: OUT_OF_RANGE (reason WATCH_EXPIRED) tells it to begin anew.
+    """
+    ImportAdapters: _grpc.StreamStreamMultiCallable[_adapters_pb2.ImportAdaptersRequest, _adapters_pb2.ImportAdaptersResponse]
+    """Uploads of many small adapters in batches. Each batch is answered, in the order in which they came, once it is stored
+    durably; an adapter that is refused does not stop the others. The server reads at most a few batches ahead.
+    """
+    ExportAdapters: _grpc.UnaryStreamMultiCallable[_adapters_pb2.ExportAdaptersRequest, _adapters_pb2.ExportAdaptersResponse]
+    """The current versions of some adapters as one tar archive: canonical blobs and a manifest."""
+    GetAdapterStatistics: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterStatisticsRequest, _adapters_pb2.AdapterStatistics]
+    """How an adapter was used since the server started; zeros if it was not."""
+    ListAdapterStatistics: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListAdapterStatisticsRequest, _adapters_pb2.ListAdapterStatisticsResponse]
+    """The statistics of the adapters that were used, the most used first unless `order_by` says otherwise."""
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
@@ -57,11 +72,27 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """The same from a folder on the server, below one of the directories that the operator allowed."""
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.Adapter]  # type: ignore[assignment]
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """Lists adapters by id."""
+    """Lists adapters, by id unless `order_by` says otherwise."""
     UpdateAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.UpdateAdapterRequest, _adapters_pb2.Adapter]  # type: ignore[assignment]
     """Changes `pinned` and `labels`; weights change by uploading a new version."""
-    DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    ActivateAdapterVersion: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ActivateAdapterVersionRequest, _adapters_pb2.Adapter]  # type: ignore[assignment]
+    """Makes a version that the adapter still has its current one, for requests that come from now on: a rollback."""
+    DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]  # type: ignore[assignment]
     """Deletes an adapter with all its versions. New requests are refused at once; running ones finish."""
+    WatchAdapters: _aio.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
+    """Tells of every change from now on, or from a resume token on, until the client leaves or the server drains. A watcher
+    that reads more slowly than adapters change is not waited for: OUT_OF_RANGE (reason WATCH_EXPIRED) tells it to begin anew.
+    """
+    ImportAdapters: _aio.StreamStreamMultiCallable[_adapters_pb2.ImportAdaptersRequest, _adapters_pb2.ImportAdaptersResponse]  # type: ignore[assignment]
+    """Uploads of many small adapters in batches. Each batch is answered, in the order in which they came, once it is stored
+    durably; an adapter that is refused does not stop the others. The server reads at most a few batches ahead.
+    """
+    ExportAdapters: _aio.UnaryStreamMultiCallable[_adapters_pb2.ExportAdaptersRequest, _adapters_pb2.ExportAdaptersResponse]  # type: ignore[assignment]
+    """The current versions of some adapters as one tar archive: canonical blobs and a manifest."""
+    GetAdapterStatistics: _aio.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterStatisticsRequest, _adapters_pb2.AdapterStatistics]  # type: ignore[assignment]
+    """How an adapter was used since the server started; zeros if it was not."""
+    ListAdapterStatistics: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListAdapterStatisticsRequest, _adapters_pb2.ListAdapterStatisticsResponse]  # type: ignore[assignment]
+    """The statistics of the adapters that were used, the most used first unless `order_by` says otherwise."""
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -95,7 +126,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.ListAdaptersResponse, _abc.Awaitable[_adapters_pb2.ListAdaptersResponse]]:
-        """Lists adapters by id."""
+        """Lists adapters, by id unless `order_by` says otherwise."""
 
     @_abc_1.abstractmethod
     def UpdateAdapter(
@@ -106,11 +137,63 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes `pinned` and `labels`; weights change by uploading a new version."""
 
     @_abc_1.abstractmethod
+    def ActivateAdapterVersion(
+        self,
+        request: _adapters_pb2.ActivateAdapterVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.Adapter, _abc.Awaitable[_adapters_pb2.Adapter]]:
+        """Makes a version that the adapter still has its current one, for requests that come from now on: a rollback."""
+
+    @_abc_1.abstractmethod
     def DeleteAdapter(
         self,
         request: _adapters_pb2.DeleteAdapterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+    ) -> _typing.Union[_adapters_pb2.DeleteAdapterResponse, _abc.Awaitable[_adapters_pb2.DeleteAdapterResponse]]:
         """Deletes an adapter with all its versions. New requests are refused at once; running ones finish."""
+
+    @_abc_1.abstractmethod
+    def WatchAdapters(
+        self,
+        request: _adapters_pb2.WatchAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapters_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapters_pb2.WatchAdaptersResponse]]:
+        """Tells of every change from now on, or from a resume token on, until the client leaves or the server drains. A watcher
+        that reads more slowly than adapters change is not waited for: OUT_OF_RANGE (reason WATCH_EXPIRED) tells it to begin anew.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportAdapters(
+        self,
+        request_iterator: _MaybeAsyncIterator[_adapters_pb2.ImportAdaptersRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapters_pb2.ImportAdaptersResponse], _abc.AsyncIterator[_adapters_pb2.ImportAdaptersResponse]]:
+        """Uploads of many small adapters in batches. Each batch is answered, in the order in which they came, once it is stored
+        durably; an adapter that is refused does not stop the others. The server reads at most a few batches ahead.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportAdapters(
+        self,
+        request: _adapters_pb2.ExportAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapters_pb2.ExportAdaptersResponse], _abc.AsyncIterator[_adapters_pb2.ExportAdaptersResponse]]:
+        """The current versions of some adapters as one tar archive: canonical blobs and a manifest."""
+
+    @_abc_1.abstractmethod
+    def GetAdapterStatistics(
+        self,
+        request: _adapters_pb2.GetAdapterStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.AdapterStatistics, _abc.Awaitable[_adapters_pb2.AdapterStatistics]]:
+        """How an adapter was used since the server started; zeros if it was not."""
+
+    @_abc_1.abstractmethod
+    def ListAdapterStatistics(
+        self,
+        request: _adapters_pb2.ListAdapterStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.ListAdapterStatisticsResponse, _abc.Awaitable[_adapters_pb2.ListAdapterStatisticsResponse]]:
+        """The statistics of the adapters that were used, the most used first unless `order_by` says otherwise."""
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

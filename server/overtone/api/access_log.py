@@ -1,4 +1,4 @@
-"""One structured line per generation, without its prompt or its text."""
+"""Structured log lines: one per generation, without its prompt or its text, and how all lines are written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +25,6 @@ log = logging.getLogger("overtone.requests")
 class Entry:
     """What is known of a generation when its line is written."""
 
-    method: str
-    adapter: str
-    request_id: str
-    arrival: float = field(default_factory=time.monotonic)
     fields: dict[str, Any] = field(default_factory=dict)
 
     def started(self, running: Running) -> None:
@@ -56,30 +52,33 @@ class AccessLog:
     def request(self, method: str, request: pb.GenerateRequest) -> Iterator[Entry]:
         # The client's own strings are cut: they are validated only later.
         named = request.adapter or "+".join(share.adapter or "(inline)" for share in request.adapters[:MAX_ADAPTERS])
-        entry = Entry(method, named[:256], request.request_id[:128])
-        code = "OK"
-        try:
+        entry = Entry()
+        first = {"method": method, "request_id": request.request_id[:128], "adapter": named[:256]}
+        with line_at_the_end(log, "request", first, entry.fields):
             yield entry
-        except OvertoneError as error:
-            code = error.grpc_code
-            entry.fields["reason"] = error.reason
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            code = "CANCELLED"
-            raise
-        except BaseException:
-            code = "INTERNAL"
-            raise
-        finally:
-            fields = {
-                "method": entry.method,
-                "request_id": entry.request_id,
-                "adapter": entry.adapter,
-                "code": code,
-                "total_ms": round((time.monotonic() - entry.arrival) * 1e3, 3),
-                **entry.fields,
-            }
-            log.info("request", extra={"fields": fields})
+
+
+@contextmanager
+def line_at_the_end(
+    logger: logging.Logger, message: str, first: Mapping[str, object], more: Mapping[str, object]
+) -> Iterator[None]:
+    """A line at INFO once the block is left: the fields in `first`, the gRPC code and the reason of its error, how long it
+    took, and what is in `more` by then."""
+    start, ended = time.monotonic(), {"code": "OK"}
+    try:
+        yield
+    except OvertoneError as error:
+        ended = {"code": error.grpc_code, "reason": error.reason}
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        ended = {"code": "CANCELLED"}
+        raise
+    except BaseException:
+        ended = {"code": "INTERNAL"}
+        raise
+    finally:
+        took = {"total_ms": round((time.monotonic() - start) * 1e3, 3)}
+        logger.info(message, extra={"fields": {**first, **ended, **took, **more}})
 
 
 class JsonFormatter(logging.Formatter):

@@ -13,16 +13,20 @@ from typing import TypeVar
 import torch
 
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.lease import Share
+from overtone.adapters.lease import Lease, Share
+from overtone.adapters.operations import Event
+from overtone.adapters.records import parse_reference
 from overtone.adapters.resident import SharedOnDevice, make_resident
 from overtone.adapters.store import AdapterStore, StoreConfig, Upload
-from overtone.api.config import ServerConfig
+from overtone.api.changes import Changes
+from overtone.api.config import MIB, ServerConfig
 from overtone.api.convert import Draft, PromptSource
-from overtone.api.leases import Leases
+from overtone.api.leases import Ahead, Leases
 from overtone.api.metrics import Metrics
 from overtone.api.placement import cache_pages, host_of_adapters, make_runner
 from overtone.api.sampling_params import seed_of
 from overtone.api.sessions import Session, SessionTable
+from overtone.api.statistics import AdapterStatistics
 from overtone.api.tenants import tenant_weights
 from overtone.api.threads import run_abandonable
 from overtone.engine.config import EngineConfig
@@ -31,7 +35,7 @@ from overtone.engine.grammars import GrammarCompiler, GuideSpec
 from overtone.engine.guides import Guide
 from overtone.engine.runner import ModelRunner
 from overtone.engine.types import Request, SamplingParams, StoppingParams
-from overtone.errors import EngineStarting, InvalidRequest, PromptTooLong
+from overtone.errors import BaseModelMismatch, EngineStarting, InvalidRequest, PromptTooLong, StoreCorrupted
 from overtone.kernels import DCT, DFT, IDENTITY, Delta, Frame, LowRankCore, ResidentDelta, Term, sparse_core
 from overtone.models.base import BaseModel
 
@@ -69,13 +73,20 @@ class Backend:
         self.store.on_load = metrics.observe_load
         metrics.watch_store(self.store.stats)
         # Requests that need an adapter never wait behind uploads.
+        self.changes = Changes(loop)
         self._leases = Leases(self.store, config.adapter_load_threads, alone)
         self._store_threads = ThreadPoolExecutor(4, "overtone-store", alone)
+        # Nor do uploads wait behind imports, compaction or exports.
+        self._import_threads = ThreadPoolExecutor(2, "overtone-imports", alone)
+        self._upkeep_threads = ThreadPoolExecutor(4, "overtone-upkeep", alone)
         # One thread: a tokenizer must not encode in two at once.
         self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer", alone)
         self._guide_threads = ThreadPoolExecutor(2, "overtone-guides", alone)
         self._grammars = GrammarCompiler(base.codec.serialized(), base.vocab_size, base.eos_token_ids)
-        self._sessions = SessionTable(loop, metrics, self._leases.releases)
+        self.statistics = AdapterStatistics(config.tracked_adapters, config.metrics_top_adapters)
+        metrics.watch_adapters(self.statistics, labelled=config.metrics_top_adapters > 0)
+        self.store.subscribe(self._changed)
+        self._sessions = SessionTable(loop, metrics, self.statistics, self._leases.releases)
         self._runner = runner = make_runner(self.engine_config, base, threads)
         metrics.watch_adapter_rows(lambda: dict(runner.paths))
         device = None if isinstance(runner, ModelRunner) else runner
@@ -101,6 +112,20 @@ class Backend:
         """Runs a call of the store in a thread, to its end even if the caller goes away."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._store_threads, work))
 
+    async def in_import(self, work: Callable[[], T]) -> T:
+        """The same for a batch of an import."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._import_threads, work))
+
+    async def in_upkeep(self, work: Callable[[], T]) -> T:
+        """The same for work on the store that may take long."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._upkeep_threads, work))
+
+    def _changed(self, event: Event) -> None:
+        """For the thread that changed the store."""
+        self.changes.publish(event)
+        if event.kind == "deleted":
+            self.statistics.forget(event.adapter_id)
+
     async def begin_upload(self) -> Upload:
         return await run_abandonable(self._store_threads, self.store.begin_upload, Upload.abort)
 
@@ -124,32 +149,42 @@ class Backend:
         return tuple(await self.in_tokenizer(lambda: codec.encode_chat(prompt)))
 
     async def start(self, draft: Draft, engine_id: str, time_remaining: float | None) -> Running:
-        """Tokenises, pins the adapter and queues the request."""
+        """Tokenises, while the adapter comes into memory, and queues the request with a lease on it."""
         arrival = time.monotonic()
-        ids = await self.tokenize(draft.prompt)
-        stopping = self._check_prompt(ids, draft)
-        guide = await self._compile(draft.guide) if draft.guide else None
-        lease = await self._leases.acquire(draft.adapters) if draft.adapters else None
-        request = Request(
-            request_id=engine_id,
-            prompt_ids=ids,
-            sampling=draft.sampling,
-            stopping=stopping,
-            arrival_time=arrival,
-            deadline=None if time_remaining is None else arrival + time_remaining,
-            adapter=lease.adapter.deltas if lease else None,
-            adapter_key=lease.adapter.digest if lease else "",
-            logprobs=draft.logprobs,
-            top_n=draft.top_n,
-            prompt_logprobs=draft.prompt_logprobs,
-            guide=guide,
-            tenant=draft.turn.tenant,
-            priority=draft.turn.priority,
-            cache_salt=draft.turn.cache_salt,
-        )
-        requests = (request, *(_another(request, index) for index in range(1, draft.n)))
-        session = self._sessions.submit(self.engine, requests, lease)
-        return Running(requests, session, lease.shares if lease else ())
+        with self._leases.ahead(draft.adapters, draft.turn.tenant) as coming:
+            ids = await self.tokenize(draft.prompt)
+            stopping = self._check_prompt(ids, draft)
+            guide = await self._compile(draft.guide) if draft.guide else None
+            lease = await self._arrived(coming, draft)
+            request = Request(
+                request_id=engine_id,
+                prompt_ids=ids,
+                sampling=draft.sampling,
+                stopping=stopping,
+                arrival_time=arrival,
+                deadline=None if time_remaining is None else arrival + time_remaining,
+                adapter=lease.adapter.deltas if lease else None,
+                adapter_key=lease.adapter.digest if lease else "",
+                logprobs=draft.logprobs,
+                top_n=draft.top_n,
+                prompt_logprobs=draft.prompt_logprobs,
+                guide=guide,
+                tenant=draft.turn.tenant,
+                priority=draft.turn.priority,
+                cache_salt=draft.turn.cache_salt,
+            )
+            requests = (request, *(_another(request, index) for index in range(1, draft.n)))
+            session = self._sessions.submit(self.engine, requests, lease)
+            return Running(requests, session, lease.shares if lease else ())
+
+    async def _arrived(self, coming: Ahead, draft: Draft) -> Lease | None:
+        try:
+            return await coming.lease()
+        except (StoreCorrupted, BaseModelMismatch):
+            # Only of an adapter that exists; of several it is not known which.
+            if len(draft.adapters) == 1 and (reference := draft.adapters[0].reference):
+                self.statistics.failed(parse_reference(reference)[0])
+            raise
 
     async def _compile(self, spec: GuideSpec) -> Guide:
         """On threads of its own: a guide that takes long delays other guides only."""
@@ -214,7 +249,8 @@ class Backend:
         self._tokenizer_thread.shutdown()
         self._leases.close()
         self._guide_threads.shutdown(wait=False, cancel_futures=True)  # whoever waits for a guide is gone
-        self._store_threads.shutdown()
+        for threads in (self._import_threads, self._upkeep_threads, self._store_threads):
+            threads.shutdown()
         self.store.close()
 
 
@@ -287,4 +323,7 @@ def store_config(config: ServerConfig) -> StoreConfig:
         max_upload_bytes=config.max_adapter_bytes,
         strict_base=config.strict_base,
         adapter_roots=config.adapter_root,
+        disk_bytes=config.disk_mib * MIB,
+        remote_url=config.remote_store or "",
+        keep_versions=config.keep_versions,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -13,6 +14,7 @@ from overtone.engine.config import check_queue_share, check_step_tokens
 from overtone.errors import ConfigError
 
 MIB = 1 << 20
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://.")
 
 
 def _about(help: str, *, least: float | None = None, most: float | None = None) -> dict[str, Any]:
@@ -95,6 +97,36 @@ class ServerConfig:
     adapter_memory_mib: int = field(
         default=1024, metadata=_about("Memory of the host for resident adapters, in MiB.", least=1)
     )
+    disk_mib: int = field(
+        default=0,
+        metadata=_about(
+            "Disk for adapters that are in remote_store too, in MiB: the least recently used packs leave it; 0: no limit.",
+            least=0,
+        ),
+    )
+    remote_store: str | None = field(
+        default=None,
+        metadata=_about(
+            "Object storage that keeps all adapters as well, as a URL (s3://bucket/prefix); needs the extra 'remote'."
+        ),
+    )
+    keep_versions: int = field(
+        default=10, metadata=_about("Versions of an adapter that are kept, the current one included.", least=1)
+    )
+    watch_folder: Path | None = field(
+        default=None, metadata=_about("Folder whose subfolders are loaded as adapters when they are complete.")
+    )
+    watch_delete: bool = field(
+        default=False, metadata=_about("Delete an adapter when its subfolder of watch_folder is removed.")
+    )
+    tracked_adapters: int = field(
+        default=100_000,
+        metadata=_about("Adapters with statistics of their own, about 0.5 KB each; the others share one.", least=2),
+    )
+    metrics_top_adapters: int = field(
+        default=50,
+        metadata=_about("Most used adapters that have Prometheus series by name; 0: none.", least=0, most=1000),
+    )
     adapter_load_threads: int = field(
         default=32, metadata=_about("Adapters that may be on their way from disk to memory at once.", least=1)
     )
@@ -162,6 +194,7 @@ class ServerConfig:
         check_step_tokens(self.max_step_tokens, self.max_batch)
         check_queue_share(self.max_queue_share)
         tenant_weights(self.tenant_weight)
+        self._check_store()
         if self.max_inline_adapter_mib > 15:
             raise ConfigError(
                 f"max_inline_adapter_mib ({self.max_inline_adapter_mib}) must be at most 15: a message holds 16 MiB",
@@ -174,12 +207,34 @@ class ServerConfig:
                 field="max_adapter_mib",
             )
 
+    def _check_store(self) -> None:
+        if self.remote_store is not None and not _URL.match(self.remote_store):
+            raise ConfigError(
+                f"remote_store must be a URL like s3://bucket/prefix, not {self.remote_store!r}", field="remote_store"
+            )
+        if self.disk_mib and self.remote_store is None:
+            raise ConfigError("disk_mib needs remote_store: adapters would be nowhere else", field="disk_mib")
+        if self.metrics_top_adapters >= self.tracked_adapters:
+            raise ConfigError(
+                f"metrics_top_adapters ({self.metrics_top_adapters}) must be less than tracked_adapters "
+                f"({self.tracked_adapters})",
+                field="metrics_top_adapters",
+            )
+
     def _check_folders(self) -> None:
         if self.store.exists() and not self.store.is_dir():
             raise ConfigError(f"store: {self.store} is not a folder", field="store")
         for root in self.adapter_root:
             if not root.is_dir():
                 raise ConfigError(f"adapter_root: {root} is not an existing folder", field="adapter_root")
+        if self.watch_folder is None:
+            if self.watch_delete:
+                raise ConfigError("watch_delete needs watch_folder", field="watch_delete")
+            return
+        if not self.watch_folder.is_dir():
+            raise ConfigError(f"watch_folder: {self.watch_folder} is not an existing folder", field="watch_folder")
+        if self.store.resolve() in (folder := self.watch_folder.resolve(), *folder.parents):
+            raise ConfigError(f"watch_folder: {self.watch_folder} is part of the store", field="watch_folder")
 
     def _check_network(self) -> None:
         for name, other in (("tls_cert", self.tls_key), ("tls_key", self.tls_cert), ("tls_client_ca", self.tls_cert)):

@@ -48,7 +48,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             draft = convert.draft(
                 request, self._config.default_max_new_tokens, limit, self._config.max_inline_adapter_bytes
             )
-            entry.request_id = draft.request_id
+            entry.fields["request_id"] = draft.request_id
             running = await backend.start(draft, uuid.uuid4().hex, context.time_remaining())
             entry.started(running)
             try:

@@ -6,16 +6,45 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from types import TracebackType
+from typing import Self
 
 from overtone.adapters.pending import PendingLease
 from overtone.adapters.store import AdapterStore, Lease, Wanted
 from overtone.api.threads import run_abandonable
 
 
+class Ahead:
+    """A lease that is on its way. As a context manager: left with an error, it is given up or given back, however far it has
+    come; else it is the caller's."""
+
+    def __init__(self, coming: asyncio.Task[Lease] | None, releases: Executor) -> None:
+        self._coming, self._releases = coming, releases
+
+    async def lease(self) -> Lease | None:
+        """Raises what `Leases.acquire` raises."""
+        return None if self._coming is None else await self._coming
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._coming is not None and error is not None:
+            self._coming.cancel()
+            self._coming.add_done_callback(self._give_back)
+
+    def _give_back(self, done: asyncio.Task[Lease]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._releases.submit(done.result().release)
+
+
 class Leases:
-    """What is in memory is leased on threads that never wait for a load. What is not is fetched on others, `fetches` at once
-    and never more than one for the same version, however many requests want it, come again, or have gone away. What came
-    with a request is parsed, and sums are made, on threads of their own. Methods are for the event loop."""
+    """What is in memory, and was looked up before, is leased on the spot; what has to be looked up, on threads that never
+    wait for a load. What is not in memory is fetched on others, `fetches` at once and never more than one for the same
+    version, however many requests want it, come again, or have gone away. What came with a request is parsed, and sums are
+    made, on threads of their own. Methods are for the event loop."""
 
     def __init__(self, store: AdapterStore, fetches: int, on_thread_start: Callable[[], None] | None) -> None:
         def pool(threads: int, name: str) -> ThreadPoolExecutor:
@@ -32,10 +61,13 @@ class Leases:
         """Where leases are to be released."""
         return self._release
 
-    async def acquire(self, wanted: Sequence[Wanted]) -> Lease:
-        """Raises what `AdapterStore.acquire_all` raises."""
+    async def acquire(self, wanted: Sequence[Wanted], tenant: str = "") -> Lease:
+        """On behalf of a tenant. Raises what `AdapterStore.acquire_all` raises."""
+        resident = self._store.acquire_resident(wanted, tenant)
+        if resident is not None:
+            return resident
         brought = any(one.files is not None for one in wanted)
-        begin = partial(self._store.begin, wanted)
+        begin = partial(self._store.begin, wanted, tenant)
         begun = await run_abandonable(self._compute if brought else self._ready, begin, _release)
         if isinstance(begun, Lease):
             return begun
@@ -47,6 +79,10 @@ class Leases:
             raise
         threads = self._compute if brought or begun.mixes else self._ready
         return await run_abandonable(threads, begun.finish, Lease.release)
+
+    def ahead(self, wanted: Sequence[Wanted], tenant: str = "") -> Ahead:
+        """Begins to `acquire`, beside what else a request needs; nothing for none."""
+        return Ahead(asyncio.create_task(self.acquire(wanted, tenant)) if wanted else None, self._release)
 
     def _fetch_once(self, digest: str, bring: Callable[[], None]) -> asyncio.Future[None]:
         flight = self._fetching.get(digest)

@@ -1,4 +1,4 @@
-"""Prometheus metrics. No label grows with the number of adapters: per-adapter questions are for the API and the log."""
+"""Prometheus metrics. No label grows with the number of adapters: the most used have series, the others one together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from overtone.adapters.store import StoreStats
+from overtone.api.adapter_metrics import AdapterSeries
+from overtone.api.statistics import AdapterStatistics
+from overtone.api.store_metrics import StoreTiers
 from overtone.engine.types import StepStats
 
 _SECONDS = (
@@ -81,9 +84,6 @@ class Metrics:
         self._prefix_evictions = Counter(
             "overtone_prefix_cache_evictions", "Pages that the prefix cache gave up", registry=registry
         )
-        self._resident = gauge("adapters_resident", "Adapters in memory")
-        self._resident_bytes = gauge("adapters_resident_bytes", "Memory of resident adapters")
-        self._registered = gauge("adapters_registered", "Adapters in the catalogue")
 
     def watch_adapter_rows(self, rows: Callable[[], Mapping[str, int]]) -> None:
         """rows: how often adapters were applied to a token's row of a layer, by path."""
@@ -119,10 +119,11 @@ class Metrics:
         self._load.observe(seconds)
 
     def watch_store(self, stats: Callable[[], StoreStats]) -> None:
-        """The store's gauges are read when somebody scrapes, in the scraper's thread: never on a request's way."""
-        self._registered.set_function(lambda: stats().registered_count)
-        self._resident.set_function(lambda: stats().resident_count)
-        self._resident_bytes.set_function(lambda: stats().resident_bytes)
+        self.registry.register(StoreTiers(stats))
+
+    def watch_adapters(self, statistics: AdapterStatistics, *, labelled: bool) -> None:
+        """labelled: whether the most used adapters have series of their own."""
+        self.registry.register(AdapterSeries(statistics, labelled=labelled))
 
     def observe_step(self, stats: StepStats) -> None:
         self._running.set(stats.running)

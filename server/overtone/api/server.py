@@ -18,23 +18,35 @@ from prometheus_client import start_http_server
 from overtone.api import access_log
 from overtone.api.adapter_service import AdapterService
 from overtone.api.backend import Backend, BackendSlot
+from overtone.api.change_log import ChangeLog
 from overtone.api.config import ServerConfig
+from overtone.api.drop_folder import DropFolder, watch_folder
 from overtone.api.generation_service import GenerationService
 from overtone.api.interceptor import StatusInterceptor
+from overtone.api.listening import OPTIONS, bind
 from overtone.api.metrics import Metrics
+from overtone.api.store_service import StoreService
 from overtone.api.threads import run_detached
+from overtone.api.watch import Watches
 from overtone.errors import ConfigError, EngineStarting
 from overtone.models.base import BaseModel, load_base_model
-from overtone.v1 import adapters_pb2, adapters_pb2_grpc, generation_pb2, generation_pb2_grpc
+from overtone.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    store_pb2,
+    store_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 16 << 20
 _FLUSH_S = 1.0
 """What the last answers may take to leave."""
 _SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+    store_pb2.DESCRIPTOR.services_by_name["StoreService"].full_name,
 )
 
 
@@ -48,14 +60,15 @@ class Server:
         self.port = 0
         self.metrics_port = 0
         self.metrics = Metrics()
-        self._backend = BackendSlot()
+        self._backend, self._changes = BackendSlot(), ChangeLog()
+        self._watching: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
         self.died = asyncio.Event()
         self._calls = StatusInterceptor(self.metrics)
         self._grpc = grpc.aio.server(
             interceptors=[self._calls],
-            options=_options(),
+            options=OPTIONS,
             # Far above what the engine's queue and the uploads' limit let through: those refuse with a reason, this one
             # only keeps memory bounded, and health checks must never meet it.
             maximum_concurrent_rpcs=4 * (config.max_batch + config.max_queue) + 1024,
@@ -70,13 +83,16 @@ class Server:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(
             GenerationService(self.config, self._backend, access_log.AccessLog()), self._grpc
         )
-        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterService(self._backend), self._grpc)
+        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(
+            AdapterService(self._backend, self._changes, Watches()), self._grpc
+        )
+        store_pb2_grpc.add_StoreServiceServicer_to_server(StoreService(self._backend, self._changes), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if self.config.reflection:
             names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.port = self._bind()
+        self.port = bind(self._grpc, self.config)
         self._start_metrics()
         await self._grpc.start()
         log.info("listening", extra={"fields": {"port": self.port, "metrics_port": self.metrics_port}})
@@ -103,6 +119,10 @@ class Server:
             await asyncio.to_thread(backend.close)
             raise
         self._backend.set(backend)
+        if config.watch_folder is not None:
+            delete, folder = config.watch_delete, config.watch_folder
+            drop = DropFolder(folder, backend.store, config.max_adapter_bytes, self._changes, delete=delete)
+            self._watching = asyncio.create_task(watch_folder(drop, backend))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"fields": _describe(backend, self.port, self.metrics_port)})
 
@@ -121,6 +141,9 @@ class Server:
             backend = self._backend.get()
         if backend is not None:
             backend.engine.stop_accepting()
+            backend.changes.close()  # a watch never ends by itself
+        if self._watching is not None:
+            self._watching.cancel()
         grace = self.config.drain_seconds if grace_s is None else grace_s
         await self._calls.wait_idle(grace)
         # Not the whole grace again: a health watch never ends by itself.
@@ -133,19 +156,6 @@ class Server:
             thread.join()
         if backend is not None:
             await asyncio.to_thread(backend.close)
-
-    def _bind(self) -> int:
-        address = self.config.address
-        credentials = _credentials(self.config)
-        try:
-            if credentials is not None:
-                return self._grpc.add_secure_port(address, credentials)
-            return self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"cannot listen on {address}: port in use, host not ours, or bad TLS files",
-                field="port",
-            ) from error
 
     def _start_metrics(self) -> None:
         if not self.config.metrics:
@@ -162,26 +172,6 @@ class Server:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *_SERVICES):
             await self._health.set(service, status)
-
-
-def _options() -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        # A unary Generate is silent while it decodes; a client's keep-alive pings must not count as abuse.
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.so_reuseport", 0),
-    ]
-
-
-def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    client_ca = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
-    pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
 
 
 def _describe(backend: Backend, port: int, metrics_port: int) -> dict[str, object]:

@@ -9,6 +9,8 @@ from concurrent.futures import Executor
 
 from overtone.adapters.store import Lease
 from overtone.api.metrics import Metrics
+from overtone.api.statistics import AdapterStatistics, Use
+from overtone.api.usage import Measured, outcome_of
 from overtone.engine.engine import Engine
 from overtone.engine.types import Event, Request, StepReport
 
@@ -18,8 +20,8 @@ class Session:
 
     def __init__(self, requests: Sequence[Request], lease: Lease | None) -> None:
         self.lease = lease
-        self.open = {request.request_id: request for request in requests}
-        self.last_token_times: dict[str, float] = {}
+        self.open = {r.request_id: Measured(r.arrival_time, len(r.prompt_ids)) for r in requests}
+        self.uses: tuple[Use, ...] = ()
         self._events: list[Event] = []
         self._ready = asyncio.Event()
 
@@ -42,9 +44,11 @@ class Session:
 class SessionTable:
     """Routes step reports, which come from the engine's thread, to the sessions on the event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, metrics: Metrics, executor: Executor) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, metrics: Metrics, statistics: AdapterStatistics, executor: Executor
+    ) -> None:
         self._loop = loop
-        self._metrics = metrics
+        self._metrics, self._statistics = metrics, statistics
         self._executor = executor
         self._sessions: dict[str, Session] = {}
 
@@ -64,6 +68,8 @@ class SessionTable:
                 self._close(request.request_id)
             raise
         self._metrics.count_prompt(sum(len(request.prompt_ids) for request in requests))
+        names = {share.adapter_id for share in lease.shares if share.adapter_id} if lease else set()
+        session.uses = tuple(map(self._statistics.begin, names))
         return session
 
     def _deliver(self, report: StepReport) -> None:
@@ -79,19 +85,19 @@ class SessionTable:
                 self._close(event.request_id)
 
     def _measure(self, event: Event, session: Session, now: float) -> None:
+        measured = session.open[event.request_id]
         if event.token_ids:
-            before = session.last_token_times.get(event.request_id)
-            if before is None:
-                self._metrics.observe_first_token(now - session.open[event.request_id].arrival_time)
-            else:
-                self._metrics.observe_inter_token(now - before)
-            session.last_token_times[event.request_id] = now
+            observe = self._metrics.observe_inter_token if measured.started else self._metrics.observe_first_token
+            observe(measured.tokens(len(event.token_ids), now))
             self._metrics.count_tokens(len(event.token_ids))
         if event.finish:
             self._metrics.observe_finish(event.finish.queue_s, event.finish.total_s)
+            measured.ended(event.finish.total_s)
         if event.last:
             outcome = event.finish.reason.value if event.finish else event.error.reason.lower() if event.error else ""
             self._metrics.count_request(outcome, adapted=session.lease is not None)
+            for use in session.uses:
+                self._statistics.end(use, measured, outcome_of(event))
 
     def _close(self, request_id: str) -> None:
         session = self._sessions.pop(request_id)

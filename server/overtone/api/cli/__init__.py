@@ -25,7 +25,8 @@ class LazyCommand:
 _COMMANDS: Mapping[str, LazyCommand] = {
     "serve": LazyCommand("overtone.api.cli.serve", "serve", "Start a server."),
     "generate": LazyCommand("overtone.api.cli.generate", "generate", "Ask a running server for a completion."),
-    "adapters": LazyCommand("overtone.api.cli.adapters", "adapters", "Load, list, show, pin and delete adapters."),
+    "adapters": LazyCommand("overtone.api.cli.adapters", "adapters", "Load, import, list, watch and delete adapters."),
+    "store": LazyCommand("overtone.api.cli.store", "store", "Look at the store, compact, check and copy it."),
     "doctor": LazyCommand("overtone.api.cli.doctor", "doctor", "Tell what this machine has and what is missing."),
     "demo": LazyCommand("overtone.api.cli.demo", "demo", "Show adapters come and answer, on the default model."),
 }

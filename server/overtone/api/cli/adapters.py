@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from overtone.api.cli.archive import asks_for_an_archive, export_archive
 from overtone.api.cli.bridges import convert, export
 from overtone.api.cli.connection import connect, connection_options, split
-from overtone.api.cli.output import print_json, print_json_list, table
+from overtone.api.cli.history import rollback, versions, watch
+from overtone.api.cli.importing import import_
+from overtone.api.cli.labels import pairs
+from overtone.api.cli.output import print_json, print_json_list, printable, size, table
+from overtone.api.cli.usage import stats, top
 
 if TYPE_CHECKING:
     from overtone.client import Adapter
@@ -17,13 +22,24 @@ if TYPE_CHECKING:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+class _Adapters(click.Group):
+    """`export` is two commands: with -o adapters of a server into an archive, else a folder into another without one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, export_archive if command is export and asks_for_an_archive(rest) else command, rest
+
+
+@click.group(cls=_Adapters)
 def adapters() -> None:
-    """Load, list, show, pin and delete adapters of a running server; convert and export folders without one."""
+    """Load, import, list, show, watch, measure, pin, roll back and delete adapters of a running server; convert and export
+    folders without one."""
 
 
-adapters.add_command(convert)
-adapters.add_command(export)
+for _command in (import_, top, stats, versions, rollback, watch, convert, export):
+    adapters.add_command(_command)
 
 
 @adapters.command()
@@ -31,6 +47,7 @@ adapters.add_command(export)
 @click.option("--id", "adapter_id", required=True, help="What requests will call it.")
 @click.option("--pin/--no-pin", "pinned", default=None, help="Keep it in memory, or no longer.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
+@click.option("--tenant", help="Only requests of this tenant find it.")
 @click.option("--create-only", is_flag=True, help="Refuse if the id exists.")
 @click.option("--validate-only", is_flag=True, help="Check everything, store nothing.")
 @_json_option
@@ -38,18 +55,22 @@ adapters.add_command(export)
 def load(folder: Path, adapter_id: str, labels: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Upload the adapter in FOLDER: a folder as PEFT saves it, or PiCa's with pica_config.json."""
     server, arguments = split(options)
-    pairs = dict(_pair(label) for label in labels)
+    arguments["labels"] = pairs(labels) or None
     with connect(**server) as client:
-        _print(client.adapters.load(folder, id=adapter_id, labels=pairs, **arguments), as_json)
+        _print(client.adapters.load(folder, id=adapter_id, **arguments), as_json)
 
 
 @adapters.command(name="list")
+@click.option("--filter", default="", help='For example: family = "loca" AND labels.team = "blue"')
+@click.option(
+    "--order-by", default="", help='id, create_time, update_time, last_used_time or size_bytes; more: " desc".'
+)
 @_json_option
 @connection_options
-def list_(as_json: bool, **server: Any) -> None:
-    """List all adapters by id."""
+def list_(filter: str, order_by: str, as_json: bool, **server: Any) -> None:
+    """List adapters, by id unless --order-by says otherwise."""
     with connect(**server) as client:
-        found = client.adapters.list()
+        found = client.adapters.list(filter=filter, order_by=order_by)
         if as_json:
             print_json_list(found)
         else:
@@ -89,18 +110,12 @@ def delete(adapter_id: str, yes: bool, as_json: bool, **server: Any) -> None:
     if not yes and not click.confirm(f"Delete {adapter_id} with all its versions?", err=True):
         raise click.ClickException("not deleted")
     with connect(**server) as client:
-        client.adapters.delete(adapter_id)
+        gone = client.adapters.delete(adapter_id)
     if as_json:
-        print_json({"id": adapter_id, "deleted": True})
-    else:
-        click.echo(f"deleted {adapter_id}")
-
-
-def _pair(label: str) -> tuple[str, str]:
-    key, equals, value = label.partition("=")
-    if not (key and equals):
-        raise click.BadParameter(f"{label!r} is not KEY=VALUE", param_hint="--label")
-    return key, value
+        print_json({"id": adapter_id, "deleted": True, **vars(gone)})
+        return
+    later = f", {size(gone.pending_bytes)} when {gone.lease_count} running uses end" if gone.lease_count else ""
+    click.echo(f"deleted {printable(adapter_id)}: {size(gone.freed_bytes)} freed{later}")
 
 
 def _row(adapter: Adapter) -> tuple[str, ...]:
@@ -109,7 +124,7 @@ def _row(adapter: Adapter) -> tuple[str, ...]:
         adapter.family,
         adapter.state,
         "yes" if adapter.pinned else "",
-        _size(adapter.size_bytes),
+        size(adapter.size_bytes),
         str(len(adapter.versions)),
         adapter.digest[:12],
         _labels(adapter),
@@ -124,10 +139,11 @@ def _print(adapter: Adapter, as_json: bool) -> None:
         **vars(adapter),
         "pinned": "yes" if adapter.pinned else "no",
         "labels": _labels(adapter),
-        "size_bytes": f"{adapter.size_bytes} ({_size(adapter.size_bytes)})",
+        "size_bytes": f"{adapter.size_bytes} ({size(adapter.size_bytes)})",
         "warnings": "\n".join(adapter.warnings),
         "create_time": adapter.create_time.isoformat() if adapter.create_time else "",
         "update_time": adapter.update_time.isoformat() if adapter.update_time else "",
+        "last_used_time": adapter.last_used_time.isoformat() if adapter.last_used_time else "",
         "versions": "\n".join(adapter.versions),
     }
     table(("FIELD", "VALUE"), ((name, str(value)) for name, value in shown.items()))
@@ -135,7 +151,3 @@ def _print(adapter: Adapter, as_json: bool) -> None:
 
 def _labels(adapter: Adapter) -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(adapter.labels.items()))
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.1f} KiB"

@@ -88,10 +88,10 @@ def convert(ctx: click.Context, /, source: Path, target: Path, as_json: bool, **
 @click.option("--to", "layout", type=click.Choice(["lora"]), required=True, help="What the folder becomes.", **_OWN)
 @_common
 def export(source: Path, target: Path, as_json: bool, **values: Any) -> None:
-    """Write the adapter in folder SOURCE into the new folder TARGET as PEFT saves LoRA.
+    """Write the adapter in SOURCE into the new folder TARGET as LoRA; with -o, adapters of a server into an archive.
 
-    Exact where the adapter's mathematics allows it, else the best approximation of the rank that --rank gives. What that
-    loses of each module is measured and printed.
+    TARGET is as PEFT saves LoRA: exact where the adapter's mathematics allows it, else the best approximation of the rank
+    that --rank gives. What that loses of each module is measured and printed.
     """
     _write_lora(source, target, server_config(values), values, as_json)
 

@@ -33,14 +33,23 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
     """The last column takes the lines that do not fit; the others stay whole where they can."""
-    grid = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in grid.columns:
+    made = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in made.columns:
         column.overflow = "fold"
     for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Text) else printable(cell) for cell in row))
-    console().print(grid)
+        made.add_row(*(cell if isinstance(cell, Text) else printable(cell) for cell in row))
+    return made
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    console().print(grid(columns, rows))
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.1f} KiB"
 
 
 def as_json(value: Any) -> str:

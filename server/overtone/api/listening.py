@@ -1,0 +1,41 @@
+"""Where and how the server listens: the channel's options, TLS, the port."""
+
+from __future__ import annotations
+
+import grpc
+
+from overtone.api.config import ServerConfig
+from overtone.errors import ConfigError
+
+MAX_MESSAGE_BYTES = 16 << 20
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A unary Generate is silent while it decodes; a client's keep-alive pings must not count as abuse.
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
+
+
+def bind(server: grpc.aio.Server, config: ServerConfig) -> int:
+    """The port that it listens on. Raises `ConfigError`."""
+    address, credentials = config.address, _credentials(config)
+    try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot listen on {address}: port in use, host not ours, or bad TLS files", field="port"
+        ) from error
+
+
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    client_ca = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
+    pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
+    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
