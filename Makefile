@@ -8,7 +8,7 @@ MODEL ?= demo
 STORE ?= .overtone
 ARGS ?=
 
-.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-deterministic bench-peers bench-gpu setup setup-dev clean
+.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-deterministic bench-peers bench-gpu bench-million setup setup-dev clean
 
 setup: $(VENV)/.run.stamp
 setup-dev: $(VENV)/.dev.stamp
@@ -59,6 +59,12 @@ bench-families: $(VENV)/.dev.stamp
 
 bench-hot-load: $(VENV)/.dev.stamp
 	$(BIN)/python -m bench.hot_load $(ARGS)
+	$(BIN)/python -m bench.hot_load_streams
+
+# N=20000 for a small run.
+N ?= 1000000
+bench-million: $(VENV)/.dev.stamp
+	$(BIN)/python -m bench.million --count $(N) $(ARGS)
 
 bench-deterministic: $(VENV)/.dev.stamp
 	$(BIN)/python -m bench.deterministic $(ARGS)

@@ -2,12 +2,12 @@
 
 On q and v of the default model's shapes (30 layers, 60 modules), through `AdapterStore`, in three parts:
 
-    parse     every check, and the fold into frames and cores
-    commit    all else of the upload: received, encoded, written, synced, in the catalogue
-    acquire   read, verified, decoded, made resident, leased
+    admit     every check, the fold into frames and cores, and the blobs
+    commit    all else of the upload: received, written, synced, in the catalogue, in memory
+    acquire   a lease on it
 
-The first adapter of a kind also pays for what later ones find made: for FourierFT its locations. `reopened` is an acquire
-alone, in a store that has been closed and opened again.
+The first adapter of a kind also pays for what later ones find made: its recipe, its locations. `reopened` is
+an acquire alone, in a store that has been closed and opened again: read, verified, decoded, made resident.
 
 Usage: python -m bench.hot_load [--count 20] [--out bench/results/hot_load.jsonl]
 """
@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
-from overtone.adapters import AdapterStore, BaseDescription, StoreConfig
-from overtone.adapters import store as store_module
+from overtone.adapters import AdapterFiles, AdapterStore, BaseDescription, StoreConfig
+from overtone.adapters.admission import Admission
+from overtone.adapters.recipes import Admitted
 
 SHAPES = {
     f"model.layers.{layer}.self_attn.{name}": shape
@@ -74,31 +75,32 @@ KINDS: dict[str, tuple[dict[str, object], Callable[[], Tensors]]] = {
 
 
 @contextmanager
-def parse_timed() -> Iterator[list[float]]:
-    """The milliseconds of each parse that a store does inside."""
+def admission_timed() -> Iterator[list[float]]:
+    """The milliseconds of each admission that a store does inside."""
     times: list[float] = []
-    parse = store_module.parse_adapter
+    admit = Admission.admit
 
-    def timed(*args: object, **settings: object) -> object:
+    def timed(self: Admission, files: AdapterFiles) -> Admitted:
         started = time.perf_counter()
         try:
-            return parse(*args, **settings)  # type: ignore[arg-type]
+            return admit(self, files)
         finally:
             times.append((time.perf_counter() - started) * 1e3)
 
-    with patch.object(store_module, "parse_adapter", timed):
+    with patch.object(Admission, "admit", timed):
         yield times
 
 
 def load(store: AdapterStore, name: str, config: bytes, weights: bytes) -> Times:
     started = time.perf_counter()
-    with parse_timed() as parses, store.begin_upload() as upload:
+    with admission_timed() as admissions, store.begin_upload() as upload:
         upload.write("adapter_config.json", config)
         upload.write("adapter_model.safetensors", weights)
         store.commit_upload(upload, name)
     uploaded = (time.perf_counter() - started) * 1e3
     acquired = acquire(store, name)
-    return {"parse": parses[0], "commit": uploaded - parses[0], "acquire": acquired, "total": uploaded + acquired}
+    commit = uploaded - admissions[0]
+    return {"admit": admissions[0], "commit": commit, "acquire": acquired, "total": uploaded + acquired}
 
 
 def acquire(store: AdapterStore, name: str) -> float:
@@ -146,7 +148,7 @@ def main(count: int, out: Path) -> None:
         measure("LoRA r=16", 1, Path(root) / "warm")  # torch's own first calls are nobody's hot load
         for number, kind in enumerate(KINDS):
             rows += measure(kind, count, Path(root) / str(number))
-    parts = ("parse", "commit", "acquire", "total")
+    parts = ("admit", "commit", "acquire", "total")
     table = Table("kind", "adapters", *parts, "best", "worst", title="Hot load on 60 modules, ms (next: medians)")
     for one in rows:
         samples = one["samples_ms"]
