@@ -80,7 +80,9 @@ def test_metrics_count_what_happened(tiny_server: ThreadServer, tmp_path: Path) 
     unadapted = metric(tiny_server, "overtone_requests_total", outcome="length", adapted="false")
     with tiny_server.client() as client:
         for index in range(3):
-            client.adapters.load(folder, id=f"secret-name-{index}")
+            loaded = client.adapters.load(folder, id=f"secret-name-{index}")
+            if not index:  # read it from the disk, though the upload has put it into memory
+                assert tiny_server.server.backend.store._versions.residency.drop(loaded.digest)
             client.generate("abcdef", adapter=f"secret-name-{index}", max_new_tokens=5, ignore_eos=True)
         client.generate("abcdef", max_new_tokens=5, ignore_eos=True)
         prompt = len(client.tokenize("abcdef").token_ids)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from overtone.adapters import store as store_module
+from overtone.adapters import AdapterFiles
+from overtone.adapters.admission import Admission
+from overtone.adapters.recipes import Admitted
 from overtone.client import AdapterNotFound, Client
 from support.deltas import numbers_of
 from support.reference import MergedReference
@@ -30,14 +32,14 @@ def test_upload_during_sixteen_streams_disturbs_none(
         for adapter_id in early:
             client.adapters.load(adapters[adapter_id], id=f"hot-{adapter_id}")
     entered, go_on = threading.Event(), threading.Event()
-    parse = store_module.parse_adapter
+    admit = Admission.admit
 
-    def slow_parse(*args: object, **kwargs: object) -> object:
+    def slow_admit(self: Admission, files: AdapterFiles) -> Admitted:
         entered.set()
         assert go_on.wait(300)
-        return parse(*args, **kwargs)  # type: ignore[arg-type]
+        return admit(self, files)
 
-    monkeypatch.setattr(store_module, "parse_adapter", slow_parse)
+    monkeypatch.setattr(Admission, "admit", slow_admit)
     choices = [None, *(f"hot-{adapter_id}" for adapter_id in early)]
     streams = Streams(demo_server.address, [choices[i % 4] for i in range(16)], new_tokens=64)
     first: list[object] = []

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
-import math
-import re
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from overtone.api.tenants import tenant_weights
-from overtone.engine.config import check_queue_share, check_step_tokens
-from overtone.errors import ConfigError
+from overtone.api.config_checks import check_folders, check_limits, check_network, check_store, check_value, is_loopback
 
 MIB = 1 << 20
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://.")
 
 
 def _about(help: str, *, least: float | None = None, most: float | None = None) -> dict[str, Any]:
     return {"help": help, "least": least, "most": most}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass(frozen=True)
@@ -154,10 +141,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for setting in fields(self):
-            _check_value(setting, hints[setting.name], getattr(self, setting.name))
-        self._check_limits()
-        self._check_folders()
-        self._check_network()
+            check_value(setting, hints[setting.name], getattr(self, setting.name))
+        check_limits(self)
+        check_store(self)
+        check_folders(self)
+        check_network(self)
 
     @property
     def address(self) -> str:
@@ -171,7 +159,7 @@ class ServerConfig:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach `host`."""
-        return _is_loopback(self.host)
+        return is_loopback(self.host)
 
     @property
     def model_folder(self) -> Path:
@@ -189,87 +177,3 @@ class ServerConfig:
     @property
     def max_inline_adapter_bytes(self) -> int:
         return self.max_inline_adapter_mib * MIB
-
-    def _check_limits(self) -> None:
-        check_step_tokens(self.max_step_tokens, self.max_batch)
-        check_queue_share(self.max_queue_share)
-        tenant_weights(self.tenant_weight)
-        self._check_store()
-        if self.max_inline_adapter_mib > 15:
-            raise ConfigError(
-                f"max_inline_adapter_mib ({self.max_inline_adapter_mib}) must be at most 15: a message holds 16 MiB",
-                field="max_inline_adapter_mib",
-            )
-        if self.max_adapter_mib > self.adapter_memory_mib:
-            raise ConfigError(
-                f"max_adapter_mib ({self.max_adapter_mib}) must not exceed adapter_memory_mib "
-                f"({self.adapter_memory_mib}): such an adapter could never be resident",
-                field="max_adapter_mib",
-            )
-
-    def _check_store(self) -> None:
-        if self.remote_store is not None and not _URL.match(self.remote_store):
-            raise ConfigError(
-                f"remote_store must be a URL like s3://bucket/prefix, not {self.remote_store!r}", field="remote_store"
-            )
-        if self.disk_mib and self.remote_store is None:
-            raise ConfigError("disk_mib needs remote_store: adapters would be nowhere else", field="disk_mib")
-        if self.metrics_top_adapters >= self.tracked_adapters:
-            raise ConfigError(
-                f"metrics_top_adapters ({self.metrics_top_adapters}) must be less than tracked_adapters "
-                f"({self.tracked_adapters})",
-                field="metrics_top_adapters",
-            )
-
-    def _check_folders(self) -> None:
-        if self.store.exists() and not self.store.is_dir():
-            raise ConfigError(f"store: {self.store} is not a folder", field="store")
-        for root in self.adapter_root:
-            if not root.is_dir():
-                raise ConfigError(f"adapter_root: {root} is not an existing folder", field="adapter_root")
-        if self.watch_folder is None:
-            if self.watch_delete:
-                raise ConfigError("watch_delete needs watch_folder", field="watch_delete")
-            return
-        if not self.watch_folder.is_dir():
-            raise ConfigError(f"watch_folder: {self.watch_folder} is not an existing folder", field="watch_folder")
-        if self.store.resolve() in (folder := self.watch_folder.resolve(), *folder.parents):
-            raise ConfigError(f"watch_folder: {self.watch_folder} is part of the store", field="watch_folder")
-
-    def _check_network(self) -> None:
-        for name, other in (("tls_cert", self.tls_key), ("tls_key", self.tls_cert), ("tls_client_ca", self.tls_cert)):
-            path = getattr(self, name)
-            if path is not None and not path.is_file():
-                raise ConfigError(f"{name}: {path} is not an existing file", field=name)
-            if path is not None and other is None:
-                raise ConfigError(f"{name} needs tls_cert and tls_key as well", field=name)
-        if not (self.loopback or self.tls or self.insecure_bind):
-            raise ConfigError(
-                f"host {self.host} can be reached from other machines: set tls_cert and tls_key, or insecure_bind if "
-                "something else protects it",
-                field="host",
-            )
-        if self.metrics and not (_is_loopback(self.metrics_host) or self.insecure_bind):
-            raise ConfigError(
-                f"metrics_host {self.metrics_host} can be reached from other machines, and metrics have no TLS: set "
-                "insecure_bind if something else protects them",
-                field="metrics_host",
-            )
-        same_host = self.metrics and self.metrics_host == self.host
-        if same_host and self.port and self.port == self.metrics_port:
-            raise ConfigError(f"metrics_port must differ from port ({self.port})", field="metrics_port")
-
-
-def _check_value(setting: Field[Any], hint: Any, value: Any) -> None:
-    """One field alone: among its choices, or inside its range, or not empty."""
-    name, least, most = setting.name, setting.metadata["least"], setting.metadata["most"]
-    if get_origin(hint) is Literal and value not in get_args(hint):
-        raise ConfigError(f"{name} must be one of {', '.join(get_args(hint))}, not {value!r}", field=name)
-    if hint is str and not value:
-        raise ConfigError(f"{name} must not be empty", field=name)
-    if hint is float and not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number, not {value}", field=name)
-    if least is not None and value < least:
-        raise ConfigError(f"{name} must be at least {least}, not {value}", field=name)
-    if most is not None and value > most:
-        raise ConfigError(f"{name} must be at most {most}, not {value}", field=name)
