@@ -21,7 +21,10 @@ async def run_abandonable(executor: Executor, work: Callable[[], T], undo: Calla
 
         def discard(done: asyncio.Future[T]) -> None:
             if not done.cancelled() and done.exception() is None:
-                loop.run_in_executor(executor, undo, done.result())
+                try:
+                    loop.run_in_executor(executor, undo, done.result())
+                except RuntimeError:  # the threads have ended meanwhile
+                    undo(done.result())
 
         future.add_done_callback(discard)
         raise

@@ -34,15 +34,21 @@ def moved_to(
     deltas: AdapterDeltas, device: torch.device, matrices: MutableMapping[str, SharedMatrix] | None = None
 ) -> AdapterDeltas:
     """The same adapter, all its tensors on `device`. matrices: those that are there already, by key."""
-    known: dict[int, Any] = {}
+    known: dict[int, tuple[Any, Any]] = {}
     there = {} if matrices is None else matrices
     return {name: _moved(delta, device, known, there) for name, delta in deltas.items()}
 
 
-def _moved(thing: Any, device: torch.device, known: dict[int, Any], matrices: MutableMapping[str, SharedMatrix]) -> Any:
-    """`thing` with all tensors in it on `device`; what was one object stays one."""
+def _moved(
+    thing: Any, device: torch.device, known: dict[int, tuple[Any, Any]], matrices: MutableMapping[str, SharedMatrix]
+) -> Any:
+    """`thing` with all tensors in it on `device`; what was one object stays one.
+
+    known: by identity, with the object itself: packed deltas make theirs when they are asked, and the next one would have
+    the id of one that is gone.
+    """
     if id(thing) in known:
-        return known[id(thing)]
+        return known[id(thing)][1]
     found = thing
     if isinstance(thing, torch.Tensor):
         found = thing.to(device)
@@ -57,5 +63,5 @@ def _moved(thing: Any, device: torch.device, known: dict[int, Any], matrices: Mu
         found = dataclasses.replace(
             thing, **{name: _moved(value, device, known, matrices) for name, value in fields.items()}
         )
-    known[id(thing)] = found
+    known[id(thing)] = thing, found
     return found
