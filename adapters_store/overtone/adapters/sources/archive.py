@@ -7,7 +7,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import IO
 
 from overtone.adapters.failures import operation
@@ -68,7 +68,7 @@ class _Bounded:
         return b"".join(pieces)
 
 
-def _entries(file: _Counted, max_bytes: int) -> Iterator[Entry]:
+def _entries(file: _Counted, max_bytes: int) -> Generator[Entry, None, None]:
     with file, operation("read an archive"):
         try:
             yield from _gathered(Tar(_Bounded(_decompressed(file), file)), max_bytes)
@@ -102,7 +102,7 @@ def _zstd(file: IO[bytes]) -> IO[bytes]:
     return opened
 
 
-def _gathered(tar: Tar, max_bytes: int) -> Iterator[Entry]:
+def _gathered(tar: Tar, max_bytes: int) -> Generator[Entry, None, None]:
     gather = Gather[bytes | OvertoneError]()
     for member in tar:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 
 from overtone.adapters.files import FILE_NAMES, LAYOUTS, AdapterFiles, Layout, check_file_name, layout_of
@@ -29,9 +29,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """To be iterated once. position, total: bytes read so far and in all, where that is known."""
+    """entries: to be iterated once; closed, they let go of what they read. position, total: bytes read so far and in all,
+    where that is known."""
 
-    entries: Iterator[Entry]
+    entries: Generator[Entry, None, None]
     position: Callable[[], int] | None = None
     total: int | None = None
 

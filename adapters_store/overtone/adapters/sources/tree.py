@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from overtone.errors import PathRefused
 _MAX_DEPTH = 32
 
 
-def walk(root: Path, max_bytes: int) -> Iterator[Entry]:
+def walk(root: Path, max_bytes: int) -> Generator[Entry, None, None]:
     """Holds one open listing for each level, however many folders there are. Hidden folders and links are left out."""
     return _walk(root, "", _MAX_DEPTH, max_bytes)
 
 
-def _walk(path: Path, name: str, depth: int, max_bytes: int) -> Iterator[Entry]:
+def _walk(path: Path, name: str, depth: int, max_bytes: int) -> Generator[Entry, None, None]:
     """name: of this folder; depth: of the levels that may follow."""
     files: dict[str, tuple[int, int]] = {}
     with operation("list a folder"):

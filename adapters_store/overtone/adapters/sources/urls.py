@@ -8,7 +8,7 @@ import io
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -117,7 +117,7 @@ class _Chunks(io.RawIOBase):
         return count
 
 
-def _listed(obstore: Any, store: Any, pages: Iterable[Any], max_bytes: int) -> Iterator[Entry]:
+def _listed(obstore: Any, store: Any, pages: Iterable[Any], max_bytes: int) -> Generator[Entry, None, None]:
     """Objects come by their paths: those of a folder follow each other. They are read when their entry is."""
     gather = Gather[str](sys.maxsize)  # nothing is held of their contents
     read = partial(_read, obstore, store, max_bytes)

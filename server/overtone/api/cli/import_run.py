@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -85,18 +86,25 @@ class ImportRun:
             yield result
 
     def _entries(self) -> Iterator[ImportEntry]:
-        for entry in self._source.entries:
-            if entry.mark in self._journal:
-                self.tally.outcomes["skipped"] += 1
-                continue
-            adapter_id = self._naming.id_of(entry)
-            try:
-                files = entry.read()
-            except OvertoneError as error:
-                self._unreadable.append(ImportResult(adapter_id, "refused", "", error))
-                if self._stop_on_error:
+        with closing(self._source.entries) as entries:
+            for entry in entries:
+                if entry.mark in self._journal:
+                    self.tally.outcomes["skipped"] += 1
+                    continue
+                made = self._made(entry)
+                if made is not None:
+                    self._sent.append(entry.mark)
+                    yield made
+                elif self._stop_on_error:
                     return
-                continue
-            self._sent.append(entry.mark)
-            named = {files.layout.config: files.config, files.layout.weights: files.weights}
-            yield ImportEntry(adapter_id, named, self._naming.labels, self._naming.tenant)
+
+    def _made(self, entry: Entry) -> ImportEntry | None:
+        """None if it cannot be read."""
+        adapter_id = self._naming.id_of(entry)
+        try:
+            files = entry.read()
+        except OvertoneError as error:
+            self._unreadable.append(ImportResult(adapter_id, "refused", "", error))
+            return None
+        named = {files.layout.config: files.config, files.layout.weights: files.weights}
+        return ImportEntry(adapter_id, named, self._naming.labels, self._naming.tenant)
