@@ -1,6 +1,7 @@
 """A million adapters: imported, looked up, served. N for fewer.
 
     growth    import rate, disk, opening, memory and lookups against the number of adapters
+    starts    a server's start with a full and with an empty catalogue
     traffic   requests over all of them, Zipf(1.0) and uniform, against the same requests over one
 
 Usage: python -m bench.million [--count 1000000] [--n 16] [--root FOLDER] [--out bench/results/million]
@@ -17,6 +18,7 @@ import click
 from bench.facts import append, conditions
 from bench.million.fill import fill, write_facts
 from bench.million.plots import plot_growth, plot_traffic
+from bench.million.starts import measure_starts, summary_of_starts
 from bench.million.traffic import Load, measure, summary
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +33,7 @@ from rich.table import Table
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".overtone/models"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results/million"), show_default=True)
 def main(count: int, n: int, model: str, rounds: int, root: Path | None, cache: Path, out: Path) -> None:
-    """Measures, prints tables, writes OUT_growth and OUT_traffic, rows and plots."""
+    """Measures, prints tables, writes OUT_growth, OUT_starts and OUT_traffic, rows and plots."""
     about = {"model": model, "n": n, "count": count, **conditions()}
     with ExitStack() as stack:
         folder = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -42,6 +44,12 @@ def main(count: int, n: int, model: str, rounds: int, root: Path | None, cache: 
         _show("Growth", growth, [key for key in growth[-1] if key not in about])
         plot_growth(growth, out.with_name(f"{out.name}_growth.png"))
         if rounds:
+            starts = _kept(
+                measure_starts(folder / "store", cache, model, rounds), about, out.with_name(f"{out.name}_starts.jsonl")
+            )
+            _show(
+                "Start of a server (medians)", summary_of_starts(starts), ["store", "registered", "start_s", "rss_mib"]
+            )
             rows = measure(folder / "store", cache, model, count, rounds, Load())
             traffic = _kept(rows, about, out.with_name(f"{out.name}_traffic.jsonl"))
             medians = summary([{k: v for k, v in row.items() if k not in about} for row in traffic])

@@ -15,10 +15,12 @@ from bench.million.fill import adapter_id, base_of, open_store
 from bench.peers.stats import percentile
 
 
-def rss_bytes() -> int:
-    """Of this process, without pages of files that others share."""
+def rss_bytes(process: int | str = "self") -> int:
+    """Of a process, without pages of files that others share."""
     fields = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines() if ":" in line
+        line.split(":", 1)
+        for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+        if ":" in line
     )
     return 1024 * (int(fields["VmRSS"].split()[0]) - int(fields["RssFile"].split()[0]))
 

@@ -19,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from bench.million.fill import adapter_id
+from bench.million.starts import server_arguments
 from bench.peers.workload import Job
 
 from overtone.api.cli.process import ServerProcess
@@ -48,7 +49,7 @@ def popularity(name: str, count: int) -> Callable[[random.Random], int]:
 
 def measure(root: Path, cache: Path, model: str, count: int, rounds: int, load: Load) -> Iterator[dict[str, object]]:
     """A row for every arm and round: tokens/s, TTFT, and the ratios to that round's single adapter."""
-    arguments = ["--model", model, "--store", str(root), "--model-cache", str(cache), "--dtype", "float32"]
+    arguments = server_arguments(root, cache, model)
     arguments += ["--no-prefix-cache", "--adapter-memory-mib", "4096", "--max-batch", str(max(64, load.concurrency))]
     draws = {name: popularity(name, count) for name in (ZIPF, UNIFORM)}
     with ServerProcess(arguments) as server:

@@ -11,6 +11,11 @@ from support.server import ThreadServer
 from support.tiny_device import one_layer, tiny_device_base, tiny_folders
 
 
+def metrics(server: ThreadServer) -> dict[str, str]:
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
+        return dict(line.rsplit(" ", 1) for line in page.read().decode().splitlines() if not line.startswith("#"))
+
+
 def test_served(tmp_path: Path) -> None:
     """Adapters of several families at once, loaded while it serves; one replaced by another under its id; deleted."""
     base = tiny_device_base()
@@ -35,8 +40,11 @@ def test_served(tmp_path: Path) -> None:
         ]
         assert list(drawn[0]) == list(drawn[1])
         client.adapters.delete("loca")
-        with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
-            rows = dict(line.rsplit(" ", 1) for line in page.read().decode().splitlines() if not line.startswith("#"))
+        held = float(metrics(server)["overtone_device_adapters"])
+        client.adapters.delete("fourier")
+        tokens("")
+        rows = metrics(server)
+        assert float(rows["overtone_device_adapters"]) == held - 1
         assert float(rows["overtone_device_adapters"]) >= 3
         assert float(rows["overtone_device_adapter_uploads_total"]) >= 3
         assert float(rows['overtone_adapter_rows_total{path="device"}']) > 0

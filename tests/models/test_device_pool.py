@@ -172,6 +172,22 @@ def test_staged_adapters_are_there_before_they_are_asked_for() -> None:
     assert pool.stats.extents == 0
 
 
+def test_thousands_that_come_and_go_leave_the_pool_as_it_was() -> None:
+    found, _ = memory()
+    pool = pool_in(found)
+    stays = low_rank("b", 5)
+    pool.of({"stays": stays})
+    before, boundary = found.extents.used, found.boundary
+    for number in range(3000):
+        assert pool.of({"stays": stays, number: sparse("a", 5 + number % 40)})[number] is not None
+        assert pool.has(number)
+        pool.forget(number)
+        assert not pool.has(number)
+    assert (pool.stats.extents, pool.stats.uploads, pool.stats.evictions) == (1, 3001, 0)
+    assert (found.extents.used, found.boundary) == (before, boundary)
+    pool.close()
+
+
 def test_adapters_of_requests_that_wait_are_there_before_their_first_step() -> None:
     """The engine tells of a request when it takes it in, not when it runs: with a batch of one, the others' adapters are
     copied after steps of the first."""

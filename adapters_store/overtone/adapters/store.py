@@ -101,6 +101,10 @@ class AdapterStore:
     def on_load(self, listener: Callable[[float], None] | None) -> None:
         self._versions.on_load = listener
 
+    def on_freed(self, listener: Callable[[str], None]) -> None:
+        """listener: told the digest of each version that was deleted and is leased no more, by whichever thread freed it."""
+        self._versions.on_freed = listener
+
     def close(self) -> None:
         self._upkeep.close()
         self.flush()

@@ -42,6 +42,7 @@ class Versions:
     ) -> None:
         self.changing = threading.RLock()
         self.on_load: Callable[[float], None] | None = None
+        self.on_freed: Callable[[str], None] | None = None
         self.on_broken: Callable[[str], None] = catalogue.quarantine
         self.residency = Residency(memory_bytes, overhead=ENTRY_BYTES)
         self.on_device = SharedOnDevice(device)
@@ -100,6 +101,9 @@ class Versions:
             free = [digest for digest in unused if self.residency.drop(digest)]
             pending = sum(self._size(digest) for digest in unused if digest not in free)
             freed = self._release(free)
+            if self.on_freed is not None:
+                for digest in free:
+                    self.on_freed(digest)
             return Deletion(freed, pending, sum(leases.values()))
 
     def _size(self, digest: str) -> int:

@@ -105,6 +105,7 @@ class Backend:
             device.memory.bind(self.engine.pages.lend, self.engine.pages.take_back)
             self.engine.pages.lends(device.pool.give_back)
             metrics.watch_device_pool(lambda: device.pool.stats)
+            self.store.on_freed(device.discard)
             device.warm_up()
         self.engine.start()
 

@@ -6,7 +6,7 @@ Slow twin: `overtone.engine.runner.ModelRunner`.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +54,7 @@ class DeviceRunner:
         self._forward = DeviceForward(base, memory)
         self.passes = DecodePasses(self._forward, self._operators, base.slot, config, base.device)
         self._followed = False
+        self._discarded: deque[Hashable] = deque()
         self.paths = Counter(dict.fromkeys(PATHS, 0))
         self.forget()
 
@@ -67,6 +68,11 @@ class DeviceRunner:
         self._rows, self._head_rows = (AdapterRows(self._base.device, self.paths) for _ in range(2))
         self._moved = MovedAdapters(self._base.device)
         self.pool.forget_later()
+
+    def discard(self, digest: str) -> None:
+        """For any thread: an adapter that is nowhere any more need not keep its room in the pool after the next step."""
+        if self.pool.has(digest):
+            self._discarded.append(digest)
 
     def stage(self, request: Request) -> None:
         """Begins to bring a waiting request's adapter to the device."""
@@ -101,6 +107,8 @@ class DeviceRunner:
             return self._run(plan, tokens)
 
     def _run(self, plan: StepPlan, tokens: torch.Tensor | None) -> torch.Tensor:
+        while self._discarded:
+            self.pool.forget(self._discarded.popleft())
         wanted = {_key(one.sequence.request): deltas for one in plan.chunks if (deltas := one.sequence.request.adapter)}
         if self._sole.serves(plan):
             changed = len(next(iter(wanted.values())))

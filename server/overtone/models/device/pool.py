@@ -140,10 +140,12 @@ class DevicePool:
             self._release(self._there.pop(key))
             self._evictions += 1
 
+    def has(self, key: Hashable) -> bool:
+        """For any thread."""
+        return key in self._there
+
     def forget(self, key: Hashable) -> None:
-        """Frees an adapter, if it is there, that no step will ask for under this key again."""
-        self._unfit.pop(key, None)
-        self._later.pop(key, None)
+        """Frees an adapter, if it is there. A step that asks for it again brings it again."""
         if key in self._there:
             self._release(self._there.pop(key))
 
