@@ -20,7 +20,7 @@ import torch
 from bench.facts import conditions
 
 from overtone.kernels import CsrCore, PreparedLowRank, SparseRows, StackedRows, compress, sparse_core
-from overtone.kernels.dct import DctFrame, NativeDctFrame
+from overtone.kernels.dct import DctFrame
 from overtone.kernels.native import (
     NativeKernels,
     OwnedRows,
@@ -30,6 +30,7 @@ from overtone.kernels.native import (
     native_kernels,
     sparse_address,
 )
+from overtone.kernels.native_frames import NativeFrame
 from overtone.models.attend import Softmax, attend
 
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ def attention(native: NativeKernels, tokens: int, length: int) -> Pair:
 def transforms(native: NativeKernels, size: int, tokens: int) -> Pair:
     plan = native.dct_plan(size)
     assert plan is not None
-    ours, theirs, x = NativeDctFrame(plan, native), DctFrame(size), torch.randn(tokens, size)
+    ours, theirs, x = NativeFrame(plan, native), DctFrame(size), torch.randn(tokens, size)
     return lambda: ours.synthesise(ours.analyse(x)), lambda: theirs.synthesise(theirs.analyse(x))
 
 
@@ -152,7 +153,7 @@ def spectra(native: NativeKernels, p: int, q: int, tokens: int) -> Pair:
     assert of_p is not None
     assert of_q is not None
     owned = [_owned([sparse_address(one.rows, one.cols, one.values) for one in each]) for each in cores]
-    x, y, z = torch.randn(tokens, q), torch.zeros(tokens, p), torch.empty(native.room_in_lanes(tokens, q))
+    x, y, z = torch.randn(tokens, q), torch.zeros(tokens, p), torch.empty(native.room_in_lanes(tokens, of_q))
     before, after, rows = DctFrame(q), DctFrame(p), [SparseRows((p, q), CPU) for _ in range(LAYERS)]
     for one, each in zip(rows, cores, strict=True):
         one.update(each)

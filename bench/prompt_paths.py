@@ -73,12 +73,12 @@ def _model(native: NativeKernels | None) -> materialised.TokenCost:
 
 def _implicit(core: CsrCore, bank: FrameBank, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
     native, p, q = bank.native, y.shape[1], x.shape[1]
-    of_p, of_q = bank.dct_plan(p), bank.dct_plan(q)
+    of_p, of_q = bank.plan(DCT, p), bank.plan(DCT, q)
     if native is None or of_p is None or of_q is None:
         return lambda: y.add_(bank.synthesise(DCT, core.apply(bank.analyse(DCT, x, q)), p))
     address = torch.tensor([[sparse_address(core.rows, core.cols, core.values)]])
     owned = OwnedRows(None, torch.zeros(len(x), dtype=torch.int64), address)
-    z = torch.empty(native.room_in_lanes(len(x), q))
+    z = torch.empty(native.room_in_lanes(len(x), of_q))
     return lambda: native.add_spectral(of_q, x, z, owned, [(of_p, 0, y)])
 
 

@@ -6,11 +6,13 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overtone.kernels import DCT, DFT, Frame, FrameBank
 from overtone.kernels.layers import HeadNorms
 from overtone.kernels.native import (
     NativeKernels,
@@ -154,28 +156,50 @@ def test_dct(native: NativeKernels, rows: int, size: int) -> None:
     plan, matrix = native.dct_plan(size), dct_matrix(size, torch.float64)
     assert plan is not None
     x = _random(rows, size + 3)[:, :size]
-    torch.testing.assert_close(native.dct(plan, x).double(), x.double() @ matrix.T, rtol=1e-4, atol=3e-6)
-    torch.testing.assert_close(native.inverse_dct(plan, x).double(), x.double() @ matrix, rtol=1e-4, atol=3e-6)
+    torch.testing.assert_close(native.analyse(plan, x).double(), x.double() @ matrix.T, rtol=1e-4, atol=3e-6)
+    torch.testing.assert_close(native.synthesise(plan, x).double(), x.double() @ matrix, rtol=1e-4, atol=3e-6)
 
 
-def test_a_row_of_a_dct_is_its_own(native: NativeKernels) -> None:
-    plan = native.dct_plan(576)
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 70),
+    st.sampled_from([2, 4, 6, 10, 14, 16, 22, 24, 34, 38, 60, 62, 98, 192, 576, 896, 1000, 1536]),
+)
+def test_dft(native: NativeKernels, rows: int, size: int) -> None:
+    """Beside NumPy's. Imaginary parts of the ends of a spectrum, which those of a real signal have not, do not count."""
+    plan, half = native.dft_plan(size), size // 2 + 1
     assert plan is not None
-    x = _random(41, 576)
-    forward, backward = native.dct(plan, x), native.inverse_dct(plan, x)
+    x = _random(rows, size + 3)[:, :size]
+    exact = np.fft.rfft(x.double().numpy(), norm="ortho")
+    found = native.analyse(plan, x).double().numpy()
+    np.testing.assert_allclose(found, np.concatenate([exact.real, exact.imag], axis=1), rtol=1e-4, atol=3e-6)
+    u = _random(rows, 2 * half + 1, seed=1)[:, : 2 * half]
+    spectrum = u[:, :half].double().numpy() + 1j * u[:, half:].double().numpy()
+    restored = np.fft.irfft(spectrum, n=size, norm="ortho")
+    np.testing.assert_allclose(native.synthesise(plan, u).double().numpy(), restored, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize("frame", [DCT, DFT], ids=["dct", "dft"])
+def test_a_row_of_a_transform_is_its_own(native: NativeKernels, frame: Frame) -> None:
+    plan = FrameBank(torch.device("cpu"), native).plan(frame, 576)
+    assert plan is not None
+    x, u = _random(41, 576), _random(41, plan.coefficients, seed=1)
+    forward, backward = native.analyse(plan, x), native.synthesise(plan, u)
     for row in (0, 7, 8, 15, 16, 40):
-        assert torch.equal(native.dct(plan, x[row : row + 1])[0], forward[row])
-        assert torch.equal(native.inverse_dct(plan, x[row : row + 1])[0], backward[row])
-    x[3], x[12] = torch.nan, 1e20
+        assert torch.equal(native.analyse(plan, x[row : row + 1])[0], forward[row])
+        assert torch.equal(native.synthesise(plan, u[row : row + 1])[0], backward[row])
+    for numbers in (x, u):
+        numbers[3], numbers[12] = torch.nan, 1e20
     others = [row for row in range(41) if row not in (3, 12)]
-    assert torch.equal(native.dct(plan, x)[others], forward[others])
-    assert torch.equal(native.inverse_dct(plan, x)[others], backward[others])
+    assert torch.equal(native.analyse(plan, x)[others], forward[others])
+    assert torch.equal(native.synthesise(plan, u)[others], backward[others])
 
 
 def test_sizes_of_large_primes_have_no_plan(native: NativeKernels) -> None:
-    assert native.dct_plan(31) is None
-    assert native.dct_plan(2 * 43) is None
-    assert native.dct_plan(2 * 31 * 31) is not None
+    for plan in (native.dct_plan, native.dft_plan):
+        assert plan(31) is None
+        assert plan(2 * 43) is None
+        assert plan(2 * 31 * 31) is not None
 
 
 def test_nan_in_a_query_stays_there(native: NativeKernels) -> None:
@@ -230,13 +254,26 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert not list((tmp_path / "overtone" / "native").iterdir())
 
 
+def _dft(size: int) -> torch.Tensor:
+    """(size + 2, size) float64: real parts, then imaginary parts."""
+    spectra = np.fft.rfft(np.eye(size), norm="ortho")
+    return torch.from_numpy(np.concatenate([spectra.real, spectra.imag], axis=1).T.copy())
+
+
+def _inverse_dft(size: int) -> torch.Tensor:
+    """(size + 2, size) float64: what each coefficient alone gives."""
+    half = np.eye(size // 2 + 1)
+    return torch.from_numpy(np.fft.irfft(np.concatenate([half, 1j * half]), n=size, norm="ortho"))
+
+
 def _owned(
     native: NativeKernels, kind: str, shape: tuple[int, int], rows: int, among: int, seed: int
 ) -> tuple[OwnedRows, list[torch.Tensor]]:
     """`rows` rows of `among`, of three adapters and of none, in runs and alone, each with two slots. Last in the list: dense
     cores of slot 1, of adapter -1 last; before them what the addresses point to."""
     generator = torch.Generator().manual_seed(seed)
-    (p, q), kept, dense = shape, [], []
+    kept, dense = [], []
+    p, q = (size + 2 for size in shape) if kind == "dft" else shape
     addresses = torch.zeros(3, 2, 4, dtype=torch.int64)
     for adapter in range(3):
         size = int(torch.randint(0, 9 if kind == "low rank" else p * q // 2 + 2, (), generator=generator))
@@ -260,7 +297,7 @@ def _owned(
 
 @settings(deadline=None, max_examples=80)
 @given(
-    st.sampled_from(["spectral", "low rank"]),
+    st.sampled_from(["dct", "dft", "low rank"]),
     st.sampled_from([(6, 10), (24, 60), (62, 38), (192, 24)]),
     st.integers(0, 70),
     st.integers(0, 3),
@@ -282,8 +319,10 @@ def test_rows_by_their_owners(
 
     found, at = added(x), owned.rows if owned.rows is not None else torch.arange(rows)
     deltas = kept[-1][owned.owners].double()
-    if kind == "spectral":
+    if kind == "dct":
         deltas = dct_matrix(p, torch.float64).T @ deltas @ dct_matrix(q, torch.float64)
+    if kind == "dft":
+        deltas = _inverse_dft(p).T @ deltas @ _dft(q)
     delta = torch.einsum("tpq,tq->tp", deltas, x[at].double())
     expected = wide.double()
     expected[:, :p].index_add_(0, at, delta)
@@ -314,12 +353,12 @@ def _adder(
 ) -> Callable[[torch.Tensor, OwnedRows, list[tuple[int, torch.Tensor]]], None]:
     if kind == "low rank":
         return native.add_low_rank
-    of_p, of_q = (native.dct_plan(size) for size in shape)
+    of_p, of_q = (native.dct_plan(size) if kind == "dct" else native.dft_plan(size) for size in shape)
     assert of_p is not None
     assert of_q is not None
 
     def add(x: torch.Tensor, owned: OwnedRows, layers: list[tuple[int, torch.Tensor]]) -> None:
-        z = torch.empty(native.room_in_lanes(len(owned.owners), shape[1]))
+        z = torch.empty(native.room_in_lanes(len(owned.owners), of_q))
         native.add_spectral(of_q, x, z, owned, [(of_p, *layers[0])])
         native.add_spectral(
             of_q, torch.full_like(x, torch.nan), z, owned, [(of_p, *one) for one in layers[1:]], known=True

@@ -6,7 +6,6 @@ import math
 
 import torch
 
-from overtone.kernels.native import DctPlan, NativeKernels
 from overtone.kernels.reference import dct_matrix
 
 DENSE_MAX_SIZE = 256
@@ -76,23 +75,3 @@ class DctFrame:
         spectrum = torch.view_as_complex(parts.unflatten(-1, (-1, 2))) * self._inverse_phase  # type: ignore[no-untyped-call]
         restored: torch.Tensor = torch.fft.irfft(spectrum, n=self.size).index_select(-1, self._restore)
         return restored
-
-
-class NativeDctFrame:
-    """What `DctFrame` is, by native kernels: without a copy in between, each row to the last bit by itself."""
-
-    def __init__(self, plan: DctPlan, native: NativeKernels) -> None:
-        self.size = plan.size
-        self._plan, self._native = plan, native
-
-    def analyse(self, x: torch.Tensor) -> torch.Tensor:
-        return self._native.dct(self._plan, _rows(x)).view(x.shape)
-
-    def synthesise(self, u: torch.Tensor) -> torch.Tensor:
-        return self._native.inverse_dct(self._plan, _rows(u)).view(u.shape)
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(rows, N), the numbers of a row one after another."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()

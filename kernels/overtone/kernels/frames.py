@@ -6,12 +6,13 @@ from typing import TypeAlias
 
 import torch
 
-from overtone.kernels.dct import DctFrame, NativeDctFrame
-from overtone.kernels.native import DctPlan, NativeKernels
+from overtone.kernels.dct import DctFrame
+from overtone.kernels.native import NativeKernels, TransformPlan
+from overtone.kernels.native_frames import NativeFrame
 from overtone.kernels.spectral import BlockDftFrame, DftFrame, WaveletFrame
 from overtone.kernels.types import Frame, FrameKind
 
-Transform: TypeAlias = DctFrame | NativeDctFrame | DftFrame | BlockDftFrame | WaveletFrame
+Transform: TypeAlias = DctFrame | DftFrame | NativeFrame | BlockDftFrame | WaveletFrame
 
 
 class FrameBank:
@@ -23,7 +24,7 @@ class FrameBank:
     def __init__(self, device: torch.device, native: NativeKernels | None = None) -> None:
         self.device = device
         self.native = native if device.type == "cpu" else None
-        self._plans: dict[int, DctPlan | None] = {}
+        self._plans: dict[tuple[FrameKind, int], TransformPlan | None] = {}
         self._transforms: dict[tuple[Frame, int], Transform] = {}
 
     def analyse(self, frame: Frame, x: torch.Tensor, coefficients: int) -> torch.Tensor:
@@ -45,11 +46,15 @@ class FrameBank:
             return u @ frame.shared.matrix[: u.shape[-1], :size]
         return self._transform(frame, size).synthesise(u)
 
-    def dct_plan(self, size: int) -> DctPlan | None:
-        """What native kernels need for the DCT of `size` numbers; None if they do not compute it."""
-        if size not in self._plans:
-            self._plans[size] = None if self.native is None else self.native.dct_plan(size)
-        return self._plans[size]
+    def plan(self, frame: Frame, size: int) -> TransformPlan | None:
+        """What native kernels need for the transform of `size` numbers; None if they do not compute it."""
+        if self.native is None or frame.kind not in (FrameKind.DCT, FrameKind.DFT):
+            return None
+        key = frame.kind, size
+        if key not in self._plans:
+            make = self.native.dct_plan if frame.kind is FrameKind.DCT else self.native.dft_plan
+            self._plans[key] = make(size)
+        return self._plans[key]
 
     def _transform(self, frame: Frame, size: int) -> Transform:
         found = self._transforms.get((frame, size))
@@ -58,13 +63,11 @@ class FrameBank:
         return found
 
     def _build(self, frame: Frame, size: int) -> Transform:
+        plan = self.plan(frame, size)
+        if plan is not None and self.native is not None:
+            return NativeFrame(plan, self.native)
         if frame.kind is FrameKind.DCT:
-            plan = self.dct_plan(size)
-            return (
-                DctFrame(size, self.device)
-                if plan is None or self.native is None
-                else NativeDctFrame(plan, self.native)
-            )
+            return DctFrame(size, self.device)
         if frame.kind is FrameKind.DFT:
             return DftFrame(size)
         if frame.kind is FrameKind.BLOCK_DFT:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from overtone.kernels import CsrCore, PackedDeltas, PackedLayout, PreparedLowRank
+from overtone.kernels import CsrCore, Frame, PackedDeltas, PackedLayout, PreparedLowRank
 from overtone.kernels.native import NO_CORE, low_rank_address, sparse_address
 from overtone.models.channels import Channel, Layout, Outline, PreparedTerm
 
@@ -36,17 +36,19 @@ class NativeCores:
     """The tables of the adapters in use, from step to step. What a step does not ask for, the next one no longer has."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0)
+        self._rooms: dict[Frame, torch.Tensor] = {}
         self._slots: dict[Channel, dict[str, int]] = {}
         self._placed: WeakKeyDictionary[PackedLayout, dict[Channel, _Placed]] = WeakKeyDictionary()
         self._tables: dict[Channel, CoreTable] = {}
         self._used: set[Channel] = set()
 
-    def room(self, numbers: int) -> torch.Tensor:
-        """At least so many float32 numbers to work in until it is called again: the system would zero fresh memory first."""
-        if self._room.numel() < numbers:
-            self._room = torch.empty(numbers)
-        return self._room
+    def room(self, frame: Frame, numbers: int) -> torch.Tensor:
+        """At least so many float32 numbers for spectra: as they were, unless more are asked for. The system would zero fresh
+        memory first."""
+        room = self._rooms.get(frame)
+        if room is None or room.numel() < numbers:
+            room = self._rooms[frame] = torch.empty(numbers)
+        return room
 
     def begin_step(self) -> None:
         self._tables = {channel: table for channel, table in self._tables.items() if channel in self._used}

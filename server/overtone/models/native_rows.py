@@ -1,6 +1,6 @@
 """The terms of adapters that native kernels add to all rows of a step at once, reading each core where it lies.
 
-    sparse cores between cosine transforms:  y[t] += C^T K_t (C x[t])        low-rank pairs:  y[t] += U_t^T (D_t x[t])
+    sparse cores between DCTs or real DFTs:  y[t] += F^-1 K_t (F x[t])       low-rank pairs:  y[t] += U_t^T (D_t x[t])
 
 A call serves all layers of one input, decoded tokens and prompts alike. A row's result depends on that row and its adapter
 alone, to the last bit.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from overtone.kernels import DCT, IDENTITY, CsrCore, FrameBank, PreparedLowRank
+from overtone.kernels import IDENTITY, CsrCore, Frame, FrameBank, PreparedLowRank
 from overtone.kernels.native import NativeKernels, OwnedRows
 from overtone.models.channels import Channel
 from overtone.models.core_tables import CoreTable, NativeCores
@@ -31,16 +31,16 @@ class NativeRows:
         self._native, self._frames, self._kept, self._paths = native, frames, kept, paths
         kept.begin_step()
         self._users: dict[Channel, Users] = {}
-        self._input: torch.Tensor | None = None
-        self._analysed = torch.empty(0)
+        self._inputs: dict[Frame, torch.Tensor] = {}
 
     def takes(self, channel: Channel, x: torch.Tensor, y: torch.Tensor) -> bool:
         """Whether there is a kernel for the terms of a channel. x: what its layer reads; y: (T, p) what it says."""
         if channel.gained or x.dtype is not torch.float32 or y.dtype is not torch.float32:
             return False
         if channel.core is CsrCore:
-            transformed = channel.analysis == channel.synthesis == DCT
-            return transformed and all(self._frames.dct_plan(size) is not None for size in (x.shape[-1], y.shape[-1]))
+            frame = channel.analysis
+            known = all(self._frames.plan(frame, size) is not None for size in (x.shape[-1], y.shape[-1]))
+            return frame == channel.synthesis and known
         return channel.core is PreparedLowRank and channel.analysis == channel.synthesis == IDENTITY
 
     def add(
@@ -64,21 +64,25 @@ class NativeRows:
         owned = OwnedRows(lane.rows, _without(lane.owners, without), users.table.cores)
         rows = x.reshape(-1, x.shape[-1])
         if sparse:
-            self._add_sparse(x, rows, owned, targets)
+            self._add_sparse(channel.analysis, x, rows, owned, targets)
         else:
             self._native.add_low_rank(rows, owned, targets)
 
     def _add_sparse(
-        self, x: torch.Tensor, rows: torch.Tensor, owned: OwnedRows, targets: Sequence[tuple[int, torch.Tensor]]
+        self,
+        frame: Frame,
+        x: torch.Tensor,
+        rows: torch.Tensor,
+        owned: OwnedRows,
+        targets: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
-        plans = [self._frames.dct_plan(size) for size in (rows.shape[1], *(y.shape[-1] for _, y in targets))]
+        plans = [self._frames.plan(frame, size) for size in (rows.shape[1], *(y.shape[-1] for _, y in targets))]
         of_x, *of_y = [plan for plan in plans if plan is not None]
-        known = self._input is x
-        if not known:
-            self._input = x
-            self._analysed = self._kept.room(self._native.room_in_lanes(len(owned.owners), rows.shape[1]))
+        known = self._inputs.get(frame) is x
+        self._inputs[frame] = x
+        room = self._kept.room(frame, self._native.room_in_lanes(len(owned.owners), of_x))
         layers = [(plan, slot, y) for plan, (slot, y) in zip(of_y, targets, strict=True)]
-        self._native.add_spectral(of_x, rows, self._analysed, owned, layers, known=known)
+        self._native.add_spectral(of_x, rows, room, owned, layers, known=known)
 
 
 @dataclass(frozen=True, slots=True)

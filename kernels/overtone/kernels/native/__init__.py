@@ -3,19 +3,19 @@
 from overtone.kernels.native.library import NativeKernels, native_kernels
 from overtone.kernels.native.records import (
     NO_CORE,
-    DctPlan,
     OwnedRows,
     SeenRows,
+    TransformPlan,
     low_rank_address,
     sparse_address,
 )
 
 __all__ = [
     "NO_CORE",
-    "DctPlan",
     "NativeKernels",
     "OwnedRows",
     "SeenRows",
+    "TransformPlan",
     "low_rank_address",
     "native_kernels",
     "sparse_address",

@@ -16,7 +16,7 @@ import torch
 from overtone.kernels.layers import HeadNorms
 from overtone.kernels.native import reference
 from overtone.kernels.native.build import NotBuilt, load_library
-from overtone.kernels.native.records import DctPlan, OwnedRows, SeenRows, low_rank_address
+from overtone.kernels.native.records import OwnedRows, SeenRows, TransformPlan, low_rank_address
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ _SIGNATURES = {
     "rms_norm": (_INT, _INT, _POINTER, _INT, _POINTER, _FLOAT, _POINTER),
     "silu_times": (_INT, _INT, _POINTER, _POINTER),
     "rotate_and_write": (*[_INT] * 4, _POINTER, _INT, *[_POINTER] * 4, _FLOAT, *[_POINTER] * 2),
-    "dct": (_INT, _POINTER, *[_POINTER, _INT] * 2),
-    "inverse_dct": (_INT, _POINTER, *[_POINTER, _INT] * 2),
+    "analyse": (_INT, _POINTER, *[_POINTER, _INT] * 2),
+    "synthesise": (_INT, _POINTER, *[_POINTER, _INT] * 2),
     "sparse_rows": (_INT, _INT, *[_POINTER] * 2, _INT, _POINTER),
     "add_spectral": (_INT, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _POINTER, _INT, _INT, _POINTER),
     "add_low_rank": (_INT, _INT, _POINTER, _INT, *[_POINTER] * 2, _INT, _INT, _POINTER),
     "attend_rows": (*[_INT] * 5, _FLOAT, *[_POINTER] * 5, _INT, _INT, _POINTER, _INT, *[_POINTER] * 3),
 }
-_RESULTS = dict.fromkeys(("dct", "inverse_dct", "add_spectral"), ctypes.c_int)  # 0 if memory is short
+_RESULTS = dict.fromkeys(("analyse", "synthesise", "add_spectral"), ctypes.c_int)  # 0 if memory is short
 
 
 class NativeKernels:
@@ -118,23 +118,27 @@ class NativeKernels:
             cache.data_ptr(),
         )
 
-    def dct_plan(self, size: int) -> DctPlan | None:
+    def dct_plan(self, size: int) -> TransformPlan | None:
         """None if `size` is odd or has a prime factor above `largest_radix`: rare, and torch's FFT does those."""
-        return DctPlan.of(size, self.largest_radix)
+        return TransformPlan.of_dct(size, self.largest_radix)
 
-    def dct(self, plan: DctPlan, x: torch.Tensor) -> torch.Tensor:
-        """C x, the orthonormal DCT-II of each row. x: (m, N). Raises MemoryError."""
-        return self._transformed(self._library.dct, plan, x)
+    def dft_plan(self, size: int) -> TransformPlan | None:
+        """The same for the real DFT."""
+        return TransformPlan.of_dft(size, self.largest_radix)
 
-    def inverse_dct(self, plan: DctPlan, u: torch.Tensor) -> torch.Tensor:
-        """C^T u for each row. u: (m, N). Raises MemoryError."""
-        return self._transformed(self._library.inverse_dct, plan, u)
+    def analyse(self, plan: TransformPlan, x: torch.Tensor) -> torch.Tensor:
+        """F x, the orthonormal DCT-II or DFT of each row. x: (m, N); returns (m, coefficients). Raises MemoryError."""
+        return self._transformed(self._library.analyse, plan, x, plan.coefficients)
+
+    def synthesise(self, plan: TransformPlan, u: torch.Tensor) -> torch.Tensor:
+        """F^-1 u for each row. u: (m, coefficients); returns (m, N). Raises MemoryError."""
+        return self._transformed(self._library.synthesise, plan, u, plan.size)
 
     @staticmethod
-    def _transformed(transform: Callable[..., int], plan: DctPlan, x: torch.Tensor) -> torch.Tensor:
-        y = torch.empty(x.shape)
+    def _transformed(transform: Callable[..., int], plan: TransformPlan, x: torch.Tensor, width: int) -> torch.Tensor:
+        y = torch.empty(len(x), width)
         if not transform(len(x), plan.address, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0)):
-            raise MemoryError("no memory for a cosine transform")
+            raise MemoryError("no memory for a transform")
         return y
 
     def sparse_rows(self, cores: torch.Tensor, z: torch.Tensor, p: int) -> torch.Tensor:
@@ -144,23 +148,23 @@ class NativeKernels:
         self._library.sparse_rows(len(z), p, cores.data_ptr(), z.data_ptr(), z.stride(0), u.data_ptr())
         return u
 
-    def room_in_lanes(self, m: int, q: int) -> int:
-        """Numbers that `add_spectral` keeps of m rows of q."""
-        return -(-m // self.lanes) * q * self.lanes
+    def room_in_lanes(self, m: int, plan: TransformPlan) -> int:
+        """Numbers that `add_spectral` keeps of m rows of x."""
+        return -(-m // self.lanes) * plan.coefficients * self.lanes
 
     def add_spectral(
         self,
-        plan: DctPlan,
+        plan: TransformPlan,
         x: torch.Tensor,
         z: torch.Tensor,
         owned: OwnedRows,
-        layers: Sequence[tuple[DctPlan, int, torch.Tensor]],
+        layers: Sequence[tuple[TransformPlan, int, torch.Tensor]],
         *,
         known: bool = False,
     ) -> None:
-        """y[t] += C^T K_t (C x[t]) for each of `owned` and each of `layers`. Raises MemoryError.
+        """y[t] += F^-1 K_t (F x[t]) for each of `owned` and each of `layers`. Raises MemoryError.
 
-        plan: of x's columns; x: (n, q); z: at least `room_in_lanes` numbers, where C x is left for other layers on the same
+        plan: of x's columns; x: (n, q); z: at least `room_in_lanes` numbers, where F x is left for other layers on the same
         rows of the same x, and found if `known`. layers: the plan of its columns, the slot of its cores, (n, p) y, a view
         of a wider one or not.
         """
@@ -181,7 +185,7 @@ class NativeKernels:
             (_INT * len(targets))(*targets),
         )
         if not done:
-            raise MemoryError("no memory for a cosine transform")
+            raise MemoryError("no memory for a transform")
 
     def add_low_rank(self, x: torch.Tensor, owned: OwnedRows, layers: Sequence[tuple[int, torch.Tensor]]) -> None:
         """y[t] += U_t^T (D_t x[t]) for each of `owned` and each of `layers`: the slot of its cores, (n, p) y. x: (n, q)."""

@@ -10,14 +10,16 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class DctPlan:
-    """The tables of the DCT of one even size N.
+class TransformPlan:
+    """The tables of the orthonormal DCT, or of the orthonormal real DFT, of one even size N.
 
-    factors: of N / 2, none above `NativeKernels.largest_radix`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: (N, 2),
-    s_k / 2 times cosine and sine of pi k / 2 N, s_0 = sqrt(1 / N), else s_k = sqrt(2 / N).
+    coefficients: of the spectrum: N of a DCT, N + 2 of a DFT (see `DftFrame`); factors: of N / 2, none above
+    `NativeKernels.largest_radix`, int64; roots: (N, 2), exp(-2 pi i k / N); phases: of a DCT (N, 2), s_k / 2 times cosine
+    and sine of pi k / 2 N, s_0 = sqrt(1 / N), else s_k = sqrt(2 / N); of a DFT (1,), sqrt(1 / N).
     """
 
     size: int
+    coefficients: int
     factors: torch.Tensor
     roots: torch.Tensor
     phases: torch.Tensor
@@ -25,7 +27,8 @@ class DctPlan:
 
     def __post_init__(self) -> None:
         addresses = [t.data_ptr() for t in (self.factors, self.roots, self.phases)]
-        object.__setattr__(self, "struct", (ctypes.c_int64 * 5)(self.size, len(self.factors), *addresses))
+        numbers = self.size, self.coefficients, len(self.factors)
+        object.__setattr__(self, "struct", (ctypes.c_int64 * 6)(*numbers, *addresses))
 
     @property
     def address(self) -> int:
@@ -33,8 +36,22 @@ class DctPlan:
         return ctypes.addressof(self.struct)
 
     @staticmethod
-    def of(size: int, largest_radix: int) -> DctPlan | None:
+    def of_dct(size: int, largest_radix: int) -> TransformPlan | None:
         """None if `size` is odd or has a prime factor above `largest_radix`."""
+        k = torch.arange(size, dtype=torch.float64)
+        scale = torch.full_like(k, math.sqrt(2 / size))
+        scale[0] = math.sqrt(1 / size)
+        half = math.pi * k / (2 * size)
+        phases = torch.stack((half.cos(), half.sin()), dim=1) * (scale / 2)[:, None]
+        return TransformPlan._of(size, size, phases, largest_radix)
+
+    @staticmethod
+    def of_dft(size: int, largest_radix: int) -> TransformPlan | None:
+        """The same of the DFT."""
+        return TransformPlan._of(size, size + 2, torch.tensor([math.sqrt(1 / size)]), largest_radix)
+
+    @staticmethod
+    def _of(size: int, coefficients: int, phases: torch.Tensor, largest_radix: int) -> TransformPlan | None:
         if size % 2:
             return None
         factors, rest = [], size // 2
@@ -44,13 +61,9 @@ class DctPlan:
                 rest //= factor
         if rest > 1:
             return None
-        k = torch.arange(size, dtype=torch.float64)
-        scale = torch.full_like(k, math.sqrt(2 / size))
-        scale[0] = math.sqrt(1 / size)
-        turn, half = 2 * math.pi * k / size, math.pi * k / (2 * size)
-        roots = torch.stack((turn.cos(), -turn.sin()), dim=1)
-        phases = torch.stack((half.cos(), half.sin()), dim=1) * (scale / 2)[:, None]
-        return DctPlan(size, torch.tensor(factors, dtype=torch.int64), roots.float(), phases.float())
+        turn = 2 * math.pi * torch.arange(size, dtype=torch.float64) / size
+        roots = torch.stack((turn.cos(), -turn.sin()), dim=1).float()
+        return TransformPlan(size, coefficients, torch.tensor(factors, dtype=torch.int64), roots, phases.float())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-/* y[t] += C^T K_t (C x[t]): the change of layers by the sparse spectra of adapters, each row by that of its own. Between the
+/* y[t] += F^-1 K_t (F x[t]): the change of layers by the sparse spectra of adapters, each row by that of its own. Between the
    transforms the rows stay in lanes, and nothing leaves the processor's cache but y. */
 #include "lanes.h"
 #include "sparse.h"
@@ -7,7 +7,7 @@
 
 /* One layer: y[t] by the core cores[owner of t * stride]. */
 typedef struct {
-  const Plan *plan; /* of the cosine transform of p numbers */
+  const Plan *plan; /* of the transform of p numbers */
   const Core *cores;
   float *y; /* rows ldy apart */
   int64_t ldy;
@@ -18,8 +18,8 @@ typedef struct {
   int64_t m, stride, count; /* rows; cores from one adapter to the next; layers */
   const int64_t *rows;      /* which of x's and y's each row is, NULL: 0, 1, ... */
   const int64_t *owners;    /* the adapter of each row, -1: none */
-  const vec *z;             /* C x: (ceil(m / LANES), q) vectors */
-  int64_t q;
+  const vec *z;             /* F x: (ceil(m / LANES), q) vectors */
+  int64_t q;                /* coefficients of x's spectrum */
   const Layer *layers;
 } Batch;
 
@@ -50,7 +50,7 @@ static int apply(const Batch *batch, const Layer *layer, int64_t first, const Co
     if (cores[i]->entries) live |= 1 << i;
   }
   if (!live) return 0;
-  __builtin_memset(u, 0, (size_t)layer->plan->n * sizeof(vec));
+  __builtin_memset(u, 0, (size_t)layer->plan->coefficients * sizeof(vec));
   for (int left = live; left;) {
     const int lane = __builtin_ctz(left);
     ivec same;
@@ -79,14 +79,14 @@ static void add_rows(const Batch *batch, int64_t task, int64_t threads, cvec *wo
   float *to[LANES];
   for (int64_t i = 0; i < LANES; i++)
     to[i] = live >> i & 1 ? layer->y + (batch->rows ? batch->rows[first + i] : first + i) * layer->ldy : NULL;
-  scatter(1, 1, layer->plan->n, backward(layer->plan, u, work), to);
+  scatter_result(layer->plan, 1, backward(layer->plan, u, work), to);
 }
 
-/* plan: of q numbers; x: rows ldx apart; z: (ceil(m / LANES), q) vectors, C x if `known`, else it becomes that. Returns 0 if memory
+/* plan: of x's rows, ldx apart; z: (ceil(m / LANES), coefficients) vectors, F x if `known`, else it becomes that. Returns 0 if memory
    is short. */
 int add_spectral(int64_t m, const Plan *plan, const float *x, int64_t ldx, const int64_t *rows, float *z, int64_t known,
                  const int64_t *owners, int64_t stride, int64_t count, const Layer *layers) {
-  const Batch batch = {m, stride, count, rows, owners, (const vec *)z, plan->n, layers};
+  const Batch batch = {m, stride, count, rows, owners, (const vec *)z, plan->coefficients, layers};
   const int64_t blocks = (m + LANES - 1) / LANES, tasks = blocks * count;
   int64_t largest = plan->n;
   for (int64_t i = 0; i < count; i++) largest = layers[i].plan->n > largest ? layers[i].plan->n : largest;
@@ -101,7 +101,7 @@ int add_spectral(int64_t m, const Plan *plan, const float *x, int64_t ldx, const
         const float *from[LANES];
         for (int64_t i = 0, row = block * LANES; i < LANES; i++, row++)
           from[i] = row < m ? x + (rows ? rows[row] : row) * ldx : NULL;
-        if (work) forward(plan, from, (vec *)z + block * plan->n, work);
+        if (work) forward(plan, from, (vec *)z + block * plan->coefficients, work);
       }
     }
 #pragma omp for schedule(dynamic)
