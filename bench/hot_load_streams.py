@@ -1,7 +1,11 @@
 """How long a new adapter takes while others stream, and what its coming costs them.
 
 A server of its own process, sixteen streams in another, and a third that loads, uses and deletes adapters (LoCA on q and v,
-n = 1000, new locations each), a few a second. Rounds with and without loading take turns.
+n = 1000, new locations each), a few a second. Three arms take turns:
+
+    nothing    the streams alone
+    requests   beside them as many requests as below, of adapters that were loaded before
+    loads      each request's adapter is loaded for it, and deleted after it
 
     load        from the first byte of UploadAdapter to its answer: durable, validated, in memory
     first token from the beginning of the next request with the new adapter to its first token
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +38,7 @@ from overtone.api.cli.process import ServerProcess, side_store_arguments
 from overtone.client import Client
 
 STREAMS = 16
+NOTHING, REQUESTS, LOADS = ARMS = ("nothing", "requests", "loads")
 
 
 @click.command()
@@ -50,11 +56,10 @@ def main(rounds: int, tokens: int, n: int, pause: float, model: str, store: Path
     arguments = [*side_store_arguments(store, "bench-hot-load", model), "--dtype", "float32"]
     with ServerProcess(arguments) as server, tempfile.TemporaryDirectory() as folder:
         paths = _write_adapters(server, Path(folder), n)
-        _round(server, tokens, paths[:4], pause)
+        _round(server, tokens, paths[:4], pause, LOADS)
         for number in range(rounds):
-            for loading in (True, False) if number % 2 else (False, True):
-                result = _round(server, tokens, paths if loading else [], pause)
-                append({"round": number, "loading": loading, **result, **about}, out)
+            for arm in ARMS[:: -1 if number % 2 else 1]:
+                append({"round": number, "arm": arm, **_round(server, tokens, paths, pause, arm), **about}, out)
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     _show(rows)
     _plot(rows, out.with_suffix(".png"))
@@ -74,8 +79,8 @@ def _write_adapters(server: ServerProcess, root: Path, n: int, count: int = 64) 
     return paths
 
 
-def _round(server: ServerProcess, tokens: int, paths: Sequence[Path], pause: float) -> dict[str, object]:
-    """Streams of `tokens`, and while they run adapters that come and go."""
+def _round(server: ServerProcess, tokens: int, paths: Sequence[Path], pause: float, arm: str) -> dict[str, object]:
+    """Streams of `tokens`, and what goes on while they run."""
     job = Job("overtone", server.address, requests=STREAMS, concurrency=STREAMS, new_tokens=tokens)
     command = [sys.executable, "-W", "ignore", "-m", "bench.peers.drive", str(server.process.pid)]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as streams:
@@ -83,42 +88,57 @@ def _round(server: ServerProcess, tokens: int, paths: Sequence[Path], pause: flo
         assert streams.stdout is not None
         streams.stdin.write(json.dumps(dataclasses.asdict(job)))
         streams.stdin.close()
-        loads = list(_load_while(streams, server, paths, pause)) if paths else []
+        found: list[tuple[float, float]] = []
+        if arm != NOTHING:
+            found += _ask_while(streams, server, paths, pause, load=arm == LOADS)
         numbers = json.load(streams.stdout)
     chosen = {key: numbers[key] for key in ("tokens_per_s", "itl_p50_ms", "itl_p99_ms", "others_share")}
-    if not loads:
+    if not found:
         return chosen
-    times, firsts = ([round(1e3 * taken, 2) for taken in parts] for parts in zip(*loads, strict=True))
-    found = {f"load_p{q}_ms": round(percentile(times, q), 2) for q in (50, 99)}
-    found |= {f"first_token_p{q}_ms": round(percentile(firsts, q), 2) for q in (50, 99)}
-    return {**chosen, **found, "load_ms": times}
+    times, firsts = ([round(1e3 * taken, 2) for taken in parts] for parts in zip(*found, strict=True))
+    chosen |= {f"first_token_p{q}_ms": round(percentile(firsts, q), 2) for q in (50, 99)}
+    if arm == REQUESTS:
+        return chosen
+    return {**chosen, **{f"load_p{q}_ms": round(percentile(times, q), 2) for q in (50, 99)}, "load_ms": times}
 
 
-def _load_while(
-    streams: subprocess.Popen[str], server: ServerProcess, paths: Sequence[Path], pause: float
+def _ask_while(
+    streams: subprocess.Popen[str], server: ServerProcess, paths: Sequence[Path], pause: float, *, load: bool
 ) -> Iterator[tuple[float, float]]:
     """(seconds of the load, seconds to the first token) of one adapter after another until the streams end."""
     with Client(server.address) as client:
+        if not load:
+            client.adapters.load(paths[0], id=paths[0].name)
         time.sleep(2.0)  # until they stream
         for number in range(10**6):
             if streams.poll() is not None:
-                return
-            path = paths[number % len(paths)]
+                break
+            path = paths[number % len(paths)] if load else paths[0]
             started = time.perf_counter()
-            client.adapters.load(path, id=path.name)
+            if load:
+                client.adapters.load(path, id=path.name)
             loaded = time.perf_counter()
             client.generate(token_ids=range(100, 110), adapter=path.name, max_new_tokens=1)
             first = time.perf_counter()
-            client.adapters.delete(path.name)
+            if load:
+                client.adapters.delete(path.name)
             yield loaded - started, first - loaded
             time.sleep(pause)
+        if not load:
+            client.adapters.delete(paths[0].name)
 
 
 def _show(rows: Sequence[dict[str, object]]) -> None:
-    keys = [key for key in rows[0] | rows[1] if key.endswith(("_ms", "_s")) and key != "load_ms"]
-    table = Table("round", "loading", *keys, title="Loading adapters while 16 streams run")
-    for row in rows:
-        table.add_row(str(row["round"]), str(row["loading"]), *(str(row.get(key, "")) for key in keys))
+    keys = [f"{name}_ms" for name in ("itl_p50", "itl_p99", "load_p50", "load_p99", "first_token_p50")]
+    table = Table("arm", "tokens/s", *keys, title="Loading adapters while 16 streams run (medians of rounds)")
+    for arm in ARMS:
+        own = [row for row in rows if row["arm"] == arm]
+        medians = {
+            key: statistics.median(float(str(row[key])) for row in own)
+            for key in ("tokens_per_s", *keys)
+            if key in own[0]
+        }
+        table.add_row(arm, *(f"{medians[key]:.1f}" if key in medians else "" for key in ("tokens_per_s", *keys)))
     Console().print(table)
 
 
@@ -139,10 +159,8 @@ def _plot(rows: Sequence[dict[str, object]], path: Path) -> None:
     left.set_xlim(left=0)
     left.legend(frameon=False)
     for number in {row["round"] for row in rows}:
-        pair = [
-            next(r["itl_p99_ms"] for r in rows if r["round"] == number and r["loading"] is on) for on in (False, True)
-        ]
-        right.plot(["nothing is loaded", "adapters are loaded"], pair, marker="o", color="#7b3fa0")
+        own = [next(row["itl_p99_ms"] for row in rows if row["round"] == number and row["arm"] == arm) for arm in ARMS]
+        right.plot(ARMS, own, marker="o", color="#7b3fa0")
     right.set_ylabel("ms between two pieces of a stream, p99")
     right.set_ylim(bottom=0)
     for axes in (left, right):

@@ -7,6 +7,8 @@ Knows nothing of gRPC or of how adapters come into memory.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -32,6 +34,9 @@ from overtone.errors import Cancelled, DeadlineExceeded, Draining, EngineError, 
 log = logging.getLogger(__name__)
 
 _MAX_FAILED_STEPS = 8
+_NICE = 5
+"""How far the threads that compute stand back, see nice(2), above all from those of the process that answer calls: computing
+takes every core, and a call that needs a millisecond would wait for its turn."""
 
 Runner = Callable[[StepPlan], torch.Tensor]
 """A step's plan -> logits (S + P, vocabulary): of the S chunks that complete, then of the P prompt tokens that
@@ -140,6 +145,8 @@ class Engine:
 
     def _loop(self) -> None:
         """The thread. Whatever escapes ends every request with an error, and the owner hears of it."""
+        if sys.platform == "linux":  # elsewhere it would be the whole process
+            os.nice(_NICE)  # of this thread, and of those that it starts
         try:
             self._serve()
         except BaseException:  # a panic in a library written in Rust is no Exception

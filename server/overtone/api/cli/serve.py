@@ -39,6 +39,8 @@ def serve(ctx: click.Context, /, print_config: bool, **values: Any) -> None:
     # Threads that wait for the others of their team spin for 0.2 ms, not for 5: where more of them want to run than there
     # are cores, those they wait for do not get one meanwhile. OpenMP reads it when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # The engine's thread computes in Python between the kernels: a call is not to wait 5 ms for it at each of its steps.
+    sys.setswitchinterval(0.0005)
     # Loads torch and transformers: not before the settings are known to be right.
     from overtone.api.serve import run
 
