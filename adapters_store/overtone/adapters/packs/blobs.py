@@ -81,14 +81,12 @@ class Blobs:
         missing = {digest: blob for digest, blob in blobs.items() if not self._reader.intact(digest)}
         large = {digest: blob for digest, blob in missing.items() if len(blob) >= OWN_FILE_BYTES}
         small = {digest: blob for digest, blob in missing.items() if digest not in large}
-        before = self._parts.writer.active
         try:
             with self._parts.own.written(large) as own, self._parts.writer.appended(small) as packed:
                 yield own | packed
         finally:
             if self._tier is not None:
-                nbytes = sum(map(len, missing.values()))
-                self._tier.stored(large, nbytes, sealed=self._parts.writer.active != before)
+                self._tier.stored(large, sum(map(len, missing.values())))
 
     def read(self, digest: str) -> bytes:
         """The blob, verified, while others store, compact and evict.
@@ -116,7 +114,7 @@ class Blobs:
             for own, intent in intents:
                 self._parts.own.settle(own, intent)
         if self._tier is not None:
-            self._tier.stored((digest for own, _ in intents for digest in own), 0, sealed=False)
+            self._tier.stored((digest for own, _ in intents for digest in own), 0)
         return left
 
     def compact(self, below: float = 0.5, progress: Progress = no_progress) -> Compaction:

@@ -38,11 +38,10 @@ class Reader:
         return self._rescue(digest, place, blob)
 
     def _rescue(self, digest: str, place: Place, broken: bytes | None) -> bytes:
-        if broken is not None:
-            with self._lock:
-                self._sound.pop(digest, None)
-            if (anew := self._parts.local.set_aside(digest, place, broken)) is not None:
-                return anew
+        with self._lock:
+            self._sound.pop(digest, None)
+        if broken is not None and (anew := self._parts.local.set_aside(digest, place, broken)) is not None:
+            return anew
         fetched = self._farther.fetch(digest, place) if self._farther is not None else None
         if fetched is not None:
             return fetched
@@ -52,14 +51,16 @@ class Reader:
         raise corrupted(digest, what)
 
     def intact(self, digest: str) -> bool:
-        """Whether the index has this blob and it need not be written again. One that is only remote is believed."""
+        """Whether the index has this blob and it need not be written again. Of one that is only remote no byte is read."""
         place = self._parts.index.place_of(digest)
         if place is None:
             return False
         with self._lock:
-            if digest in self._sound:
+            known = digest in self._sound
+            if known:
                 self._sound.move_to_end(digest)
-                return True
+        if known and self._parts.local.here(digest, place):
+            return True
         try:
             blob = self._parts.local.read(digest, place)
             if blob is None:

@@ -41,7 +41,8 @@ class Tier:
         """disk_bytes: what may stay on the disk, 0: everything. upload_age_s: after how long the active pack is uploaded
         although it grows, 0: never."""
         self._budget = Budget(disk_bytes)
-        self.fetcher = Fetcher(parts, remote, self._budget.grew)
+        self.fetcher = Fetcher(parts, remote, self._grew)
+        self._writer, self._active = parts.writer, parts.writer.active
         self._uploader, self._evictor = Uploader(parts, remote), Evictor(parts, remote)
         self._age_s, self._aged = upload_age_s, time.monotonic()
         self._passing = threading.Lock()
@@ -52,12 +53,19 @@ class Tier:
         self._thread = threading.Thread(target=self._run, name="overtone-object-storage", daemon=True)
         self._thread.start()
 
-    def stored(self, digests: Iterable[str], nbytes: int, *, sealed: bool) -> None:
-        """Own files were written or removed, `nbytes` came to the disk, a pack is full."""
+    def stored(self, digests: Iterable[str], nbytes: int) -> None:
+        """Own files were written or removed, `nbytes` came to the disk."""
         digests = list(digests)
         self._uploader.changed(digests)
+        if digests:
+            self._wake.set()
+        self._grew(nbytes)
+
+    def _grew(self, nbytes: int) -> None:
         self._budget.grew(nbytes)
-        if digests or sealed:
+        active, before = self._writer.active, self._active
+        self._active = active
+        if active != before or self._budget.pressing:  # a pack is full, or there is too much
             self._wake.set()
 
     def wake(self) -> None:

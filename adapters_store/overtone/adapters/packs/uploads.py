@@ -126,12 +126,14 @@ class Uploader:
         place = self._parts.index.place_of(digest)
         if not self._parts.own.needed(digest):
             self._remote.delete(name)
+            self._parts.ledger.mark_lost(digest, False)
         elif place is not None:
             with operation("read an adapter"):
                 blob = self._parts.own.read(digest)
             if blob is None or not sound(digest, blob):
                 return
             there = self._remote.head(name)
-            if there is None or there.size != len(blob):
+            if there is None or there.size != len(blob) or self._parts.ledger.is_lost(digest):
                 self._remote.put(name, (blob[at : at + _CHUNK] for at in range(0, len(blob), _CHUNK)))
+                self._parts.ledger.mark_lost(digest, False)
                 self.uploaded += 1
