@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from overtone.adapters.catalogue import Catalogue
+from overtone.adapters.catalogue import Catalogue, is_empty
 from overtone.adapters.failures import operation
 from overtone.adapters.operations import Problem
-from overtone.adapters.packs import Blobs, Progress, Remote, StoreFolder
+from overtone.adapters.packs import Blobs, Progress, Remote, StoreFolder, disk
 from overtone.adapters.packs.problem import no_progress
 from overtone.adapters.records import StoreConfig, StoreStats
 from overtone.adapters.residency import Residency
 from overtone.errors import ConfigError
 
+_CATALOGUE = "catalogue.sqlite3"
 _TIDY_BELOW = 0.5
 _TIDY_BYTES = 64 << 20
 """Garbage in packs that is worth rewriting them for, unasked."""
@@ -31,7 +30,7 @@ class StoreDisk:
         with ExitStack() as undo:
             self.folder = StoreFolder(config.root)
             undo.callback(self.folder.close)
-            self.catalogue = Catalogue(_catalogue_path(self.folder))
+            self.catalogue = _open_catalogue(self.folder)
             undo.callback(self.catalogue.close)
             remote = Remote(config.remote_url) if config.remote_url else None
             self.blobs = Blobs(
@@ -81,37 +80,32 @@ class StoreDisk:
         )
 
     def backup(self, target: Path, progress: Progress = no_progress) -> None:
-        """Copies catalogue and blobs. Nothing may change the store meanwhile. Raises `ConfigError` unless `target` is empty
-        or not there."""
+        """Copies catalogue and blobs, also those that only object storage has, so that the copy needs none.
+
+        Without the list of what is there: the copy has a name of its own in object storage, and never deletes or overwrites
+        what is the original's. The catalogue gets its name last: half a copy is no store. Durable on return. Nothing may
+        change the store meanwhile, and `still` holds. Raises `ConfigError` unless `target` is empty or not there.
+        """
         if target.exists() and any(target.iterdir()):
             raise ConfigError(f"{target} is not empty", field="folder")
-        with operation("back up the adapter store"), self.blobs.still():
+        with operation("back up the adapter store"):
             root = target / "adapters"
             root.mkdir(parents=True)
-            self.catalogue.backup(root / "catalogue.sqlite3")
-            files = list(self._files())
-            total, done = sum(file.stat().st_size for file in files), 0
-            for file in files:
-                copy = root / file.relative_to(self.folder.root)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-                done += file.stat().st_size
-                progress(done, total)
-
-    def _files(self) -> Iterator[Path]:
-        for folder in (self.folder.packs, self.folder.blobs):
-            yield from (file for file in folder.rglob("*") if file.is_file())
-        ledger = self.folder.root / "remote.json"
-        if ledger.exists():
-            yield ledger
+            self.catalogue.backup(root / "catalogue.part")
+            self.blobs.copy(root, progress)
+            disk.sync_file(root / "catalogue.part")
+            disk.replace(root / "catalogue.part", root / _CATALOGUE)
+            for folder in (root, target, target.absolute().parent):
+                disk.sync_folder(folder)
 
 
-def _catalogue_path(folder: StoreFolder) -> Path:
-    path = folder.root / "catalogue.sqlite3"
-    if not path.exists() and (any(folder.packs.iterdir()) or any(folder.blobs.iterdir())):
+def _open_catalogue(folder: StoreFolder) -> Catalogue:
+    path = folder.root / _CATALOGUE
+    filled = any(folder.packs.iterdir()) or any(folder.blobs.iterdir())
+    if filled and (not path.exists() or is_empty(path)):
         # Going on would take every blob for a leftover and remove it.
         raise ConfigError(
-            "the store has adapters but its catalogue is missing: restore it or move packs/ and blobs/ away",
+            "the store has adapters but its catalogue is missing or empty: restore it or move packs/ and blobs/ away",
             field="store",
         )
-    return path
+    return Catalogue(path)

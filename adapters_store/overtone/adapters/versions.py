@@ -84,8 +84,18 @@ class Versions:
 
     def release(self, digest: str) -> None:
         self.residency.release(digest)
-        if digest in self._doomed:
+        if digest not in self._doomed or not self.changing.acquire(blocking=False):
+            return  # whoever changes or copies the store may take long, and one thread releases all leases: see `sweep_doomed`
+        try:
             self.sweep([digest])
+        finally:
+            self.changing.release()
+
+    def sweep_doomed(self) -> None:
+        """Frees what the last release of its lease could not, because the store was being changed or copied."""
+        if self._doomed:
+            with self.changing:
+                self.sweep(sorted(self._doomed))
 
     def sweep(self, digests: Iterable[str]) -> Deletion:
         """Frees memory and blobs of what nothing refers to, or leaves it to the release of its last lease."""

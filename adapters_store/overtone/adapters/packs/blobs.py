@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from overtone.adapters.failures import operation
 from overtone.adapters.packs.check import Checker
 from overtone.adapters.packs.compaction import Compaction, Compactor
+from overtone.adapters.packs.copying import Copier
 from overtone.adapters.packs.farther import Farther, Unreachable
 from overtone.adapters.packs.folder import StoreFolder
 from overtone.adapters.packs.index import BlobIndex
@@ -64,6 +66,7 @@ class Blobs:
         farther = self._farther()
         self._reader = Reader(self._parts, farther)
         self._checker, self._compactor = Checker(self._parts, farther), Compactor(self._parts)
+        self._copier = Copier(self._parts, farther)
 
     def _farther(self) -> Farther | None:
         if self._tier is not None:
@@ -133,6 +136,10 @@ class Blobs:
         """Inside, no pack is removed: compactions, checks and evictions wait."""
         with self._parts.removing:
             yield
+
+    def copy(self, root: Path, progress: Progress = no_progress) -> None:
+        """See `Copier.copy`; to be called inside `still`."""
+        self._copier.copy(root, progress)
 
     def upload(self) -> None:
         """Everything that is committed is in object storage on return. Raises `StoreFailed`; nothing to do without one."""

@@ -29,6 +29,12 @@ class Farther(Protocol):
     def fetch(self, digest: str, place: Place) -> bytes | None:
         """The verified blob, None if it is not there. Raises `StoreFailed`, and `StoreCorrupted` if it is broken there."""
 
+    def get(self, digest: str, place: Place) -> bytes | None:
+        """The bytes there, right or wrong, and kept nowhere; None if there are none. Raises `StoreFailed`."""
+
+    def part(self, number: int, offset: int, length: int) -> bytes | None:
+        """So many bytes of a pack; None if it is not there. Raises `StoreFailed`."""
+
     def has(self, digest: str, place: Place) -> bool:
         """Whether `fetch` should find it. Raises `StoreFailed`."""
 
@@ -43,9 +49,17 @@ class Unreachable:
         self._ledger = ledger
 
     def fetch(self, digest: str, place: Place) -> bytes | None:
+        return self.get(digest, place)
+
+    def get(self, digest: str, place: Place) -> bytes | None:
         if place.pack == OWN_FILE or self._ledger.get(place.pack) is not None:
             message = f"adapter version {digest[:12]} is in object storage, and none is configured"
             raise StoreFailed(message, metadata={"digest": digest})
+        return None
+
+    def part(self, number: int, offset: int, length: int) -> bytes | None:
+        if self._ledger.get(number) is not None:
+            raise StoreFailed(f"pack {number} is in object storage, and none is configured", field="remote")
         return None
 
     def has(self, digest: str, place: Place) -> bool:
@@ -125,7 +139,7 @@ class Fetcher:
             return None
         blob = None
         try:
-            blob = self._get(digest, place)
+            blob = self.get(digest, place)
             if blob is None:
                 self._seen.pop(place.pack, None)
                 check_mark(self._parts.ledger, self._remote)
@@ -143,7 +157,12 @@ class Fetcher:
             self._keep(digest, place, blob)
         return blob
 
-    def _get(self, digest: str, place: Place) -> bytes | None:
+    def part(self, number: int, offset: int, length: int) -> bytes | None:
+        if self._parts.ledger.get(number) is None:
+            return None
+        return self._remote.get(self._parts.ledger.pack_name(number), offset, length)
+
+    def get(self, digest: str, place: Place) -> bytes | None:
         if place.pack != OWN_FILE:
             return self._remote.get(self._parts.ledger.pack_name(place.pack), place.data, place.length)
         name, length = self._parts.ledger.blob_name(digest), place.length
