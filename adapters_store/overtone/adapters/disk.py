@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,9 @@ from overtone.adapters.packs import Blobs, Progress, Remote, StoreFolder, disk
 from overtone.adapters.packs.problem import no_progress
 from overtone.adapters.records import StoreConfig, StoreStats
 from overtone.adapters.residency import Residency
-from overtone.errors import ConfigError
+from overtone.errors import ConfigError, StoreCorrupted, StoreFailed
 
+_log = logging.getLogger(__name__)
 _CATALOGUE = "catalogue.sqlite3"
 _TIDY_BELOW = 0.5
 _TIDY_BYTES = 64 << 20
@@ -55,12 +57,29 @@ class StoreDisk:
             self.blobs.compact(_TIDY_BELOW)
 
     def check(self, deep: bool, progress: Progress = no_progress, *, repair: bool = False) -> list[Problem]:
-        """Of the catalogue by itself, and of the files against it. deep: every blob is read; repair: garbage is removed."""
-        found = [
-            Problem(f"catalogue_{one.kind}", "", 0, f"{one.subject}: {one.what}") for one in self.catalogue.check()
-        ]
+        """Of the catalogue by itself, and of the files against it. What cannot be read any more is quarantined.
+
+        deep: every blob is read; repair: garbage is removed, and with deep what is sound again leaves the quarantine.
+        """
+        of_rows = self.catalogue.check(progress)
+        found = [Problem(f"catalogue_{one.kind}", "", 0, f"{one.subject}: {one.what}") for one in of_rows]
         files = self.blobs.check(deep=deep, repair=repair, progress=progress)
+        damaged = {one.digest for one in files if one.digest and not one.garbage}
+        for digest in [*damaged, *(self.catalogue.quarantined() if deep and repair else ())]:
+            self._verify(digest)
         return found + [Problem(one.kind, one.digest, one.pack, one.what) for one in files]
+
+    def _verify(self, digest: str) -> None:
+        """Quarantines what is broken wherever it is, and lifts the quarantine of what is not, with all that it refers to."""
+        try:
+            for name in (digest, *self.catalogue.shared_by(digest)):
+                self.blobs.read(name)
+        except StoreCorrupted:
+            self.catalogue.quarantine(digest)
+        except StoreFailed as error:
+            _log.warning("adapter version %s cannot be verified now: %s", digest[:12], error)
+        else:
+            self.catalogue.heal(digest)
 
     def stats(self, residency: Residency | None = None) -> StoreStats:
         """residency: None: nothing is in memory."""

@@ -237,7 +237,7 @@ class AdapterStore:
         return resolved
 
     def _set_aside(self, digest: str) -> None:
-        """A version is broken."""
+        """A version is broken, or what versions share."""
         self._catalogue.quarantine(digest)
         self._lookups.change_all()
 
@@ -338,8 +338,10 @@ class AdapterStore:
         return self._blobs.compact(below, progress)
 
     def check(self, deep: bool = False, progress: Progress = no_progress, *, repair: bool = False) -> Sequence[Problem]:
-        """What is wrong with the store."""
-        return self._disk.check(deep, progress, repair=repair)
+        """What is wrong with the store; see `StoreDisk.check`."""
+        found = self._disk.check(deep, progress, repair=repair)
+        self._lookups.change_all()  # quarantined or not
+        return found
 
     def backup(self, folder: Path, progress: Progress = no_progress) -> None:
         """Copies the store as it is now into an empty folder, from which it can be served. Changes wait meanwhile."""

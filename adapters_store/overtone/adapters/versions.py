@@ -50,12 +50,13 @@ class Versions:
         self._closed = False
 
     def read(self, digest: str) -> ResidentAdapter:
-        """A version from disk, ready to be applied. One whose bytes are broken is never asked for again."""
+        """A version from disk, ready to be applied. `on_broken` is told of a broken blob, its own or a shared one."""
         start = time.perf_counter()
         try:
             stored = decode(self._blobs.read(digest), self._base, self._sharing)
-        except StoreCorrupted:
-            self.on_broken(digest)
+        except StoreCorrupted as error:
+            if broken := error.metadata.get("digest"):  # none for what is computed from the base model
+                self.on_broken(broken)
             raise
         adapter = self.made(digest, stored.family, stored.contents)
         if self.on_load is not None:
@@ -85,7 +86,7 @@ class Versions:
     def release(self, digest: str) -> None:
         self.residency.release(digest)
         if digest not in self._doomed or not self.changing.acquire(blocking=False):
-            return  # whoever changes or copies the store may take long, and one thread releases all leases: see `sweep_doomed`
+            return  # one thread releases all leases, and a copy of the store takes long: `sweep_doomed` will do it
         try:
             self.sweep([digest])
         finally:

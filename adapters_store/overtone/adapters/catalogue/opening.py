@@ -15,7 +15,7 @@ from overtone.errors import ConfigError
 def is_empty(path: Path) -> bool:
     """Whether a catalogue that is there has no tables: its first transaction never ended, or the log with it is lost."""
     with operation("open the catalogue"), closing(connect(path)) as db:
-        return db.execute("PRAGMA user_version").fetchone()[0] == 0
+        return int(db.execute("PRAGMA user_version").fetchone()[0]) == 0
 
 
 def open_catalogue(path: Path, progress: Progress) -> Connections:
