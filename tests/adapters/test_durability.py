@@ -222,7 +222,7 @@ def test_a_check_sets_aside_and_lifts(tmp_path: Path, loca: Make) -> None:
                 store.acquire("a0")
         damage(tmp_path, broken)  # as it was
         with closing(open_store(tmp_path)) as store:
-            assert not store.check(deep=True, repair=True)
+            assert not store.check(deep=True)
             assert {r.state for r in store.list(0)[0]} == {"ready"}
             store.acquire("a0").release()
 

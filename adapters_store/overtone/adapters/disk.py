@@ -59,13 +59,13 @@ class StoreDisk:
     def check(self, deep: bool, progress: Progress = no_progress, *, repair: bool = False) -> list[Problem]:
         """Of the catalogue by itself, and of the files against it. What cannot be read any more is quarantined.
 
-        deep: every blob is read; repair: garbage is removed, and with deep what is sound again leaves the quarantine.
+        deep: every blob is read, and what is sound again leaves the quarantine; repair: garbage is removed.
         """
         of_rows = self.catalogue.check(progress)
         found = [Problem(f"catalogue_{one.kind}", "", 0, f"{one.subject}: {one.what}") for one in of_rows]
         files = self.blobs.check(deep=deep, repair=repair, progress=progress)
         damaged = {one.digest for one in files if one.digest and not one.garbage}
-        for digest in [*damaged, *(self.catalogue.quarantined() if deep and repair else ())]:
+        for digest in [*damaged, *(self.catalogue.quarantined() if deep else ())]:
             self._verify(digest)
         return found + [Problem(one.kind, one.digest, one.pack, one.what) for one in files]
 

@@ -29,7 +29,7 @@ from overtone.adapters.records import Kind
 from overtone.adapters.resident import resident_nbytes
 from overtone.kernels import Delta
 
-__all__ = ["Admitted", "Recipes"]
+__all__ = ["Admitted", "Recipes", "kind_of"]
 
 _PLANNERS: Mapping[str, Callable[[Source], Planner]] = {
     "loca": loca,
@@ -89,7 +89,7 @@ class Recipes:
         learns its recipe if it has one. Raises what `parse_adapter` raises."""
         parsed = parse_adapter(files, self._context, strict_base=self._strict)
         parsed = replace(parsed, base_fingerprint=self._context.base.fingerprint)
-        encoded, kind = encode(parsed), _kind(parsed)
+        encoded, kind = encode(parsed), kind_of(parsed)
         recipe = self._recipe(files, parsed, encoded)
         if recipe is not None:
             nbytes = recipe.nbytes + len(files.config) + 2 * len(header_of(files.weights))
@@ -140,7 +140,8 @@ def _key(files: AdapterFiles) -> tuple[object, ...]:
     return files.layout, files.config, header_of(files.weights)
 
 
-def _kind(parsed: ParsedAdapter) -> Kind:
+def kind_of(parsed: ParsedAdapter) -> Kind:
+    """What the catalogue keeps of it."""
     return Kind(
         family=parsed.family,
         module_count=len(parsed.deltas),
