@@ -26,9 +26,12 @@ from overtone.adapters.safetensors_writer import pack
 from overtone.errors import InvalidAdapter
 from overtone.kernels import Delta
 from support.adapters import BASE, SHAPES, adapter_files, make_loca_folder, open_store, put
+from support.all_families import make_all, projections
 from support.canonical import Parts, taken_apart
 from support.older_blobs import encode_format_2
+from support.peft_base import base_of
 from support.terms import KINDS, RandomTerms
+from support.tiny import tiny_model
 
 Q = "model.layers.0.self_attn.q_proj"
 TABLE = "model.embed_tokens"
@@ -203,10 +206,9 @@ def test_hostile_ones_keep_no_others_out(tmp_path: Path) -> None:
         assert all(isinstance(result.error, InvalidAdapter) for result in results[:-1])
 
 
-def test_archives_go_from_store_to_store(tmp_path: Path, store: AdapterStore, loca: Callable[[int], Path]) -> None:
-    records = [put(store, loca(seed), f"a{seed}") for seed in range(2)]
+def exported(store: AdapterStore, ids: list[str]) -> list[ImportItem]:
     file = io.BytesIO()
-    store.export([record.id for record in records], file)
+    store.export(ids, file)
     file.seek(0)
     members: dict[str, dict[str, bytes]] = {}
     with tarfile.open(fileobj=file) as tar:
@@ -216,8 +218,13 @@ def test_archives_go_from_store_to_store(tmp_path: Path, store: AdapterStore, lo
             assert content is not None
             members.setdefault(folder, {})[name] = content.read()
     layout = archived("", {}).layout
+    return [ImportItem(i, AdapterFiles(f[layout.config], f[layout.weights], layout)) for i, f in members.items()]
+
+
+def test_archives_go_from_store_to_store(tmp_path: Path, store: AdapterStore, loca: Callable[[int], Path]) -> None:
+    records = [put(store, loca(seed), f"a{seed}") for seed in range(2)]
+    items = exported(store, [record.id for record in records])
     with closing(open_store(tmp_path / "other")) as other:
-        items = [ImportItem(i, AdapterFiles(f[layout.config], f[layout.weights], layout)) for i, f in members.items()]
         assert [result.digest for result in other.import_many(items)] == [record.digest for record in records]
         assert not other.check(deep=True)
         for record in records:
@@ -227,3 +234,16 @@ def test_archives_go_from_store_to_store(tmp_path: Path, store: AdapterStore, lo
                 record.family,
                 record.parameter_count,
             )
+
+
+def test_every_family_goes_from_store_to_store(tmp_path: Path) -> None:
+    model = tiny_model()
+    settings: dict[str, Any] = {"base": base_of(model), "memory_bytes": 1 << 28, "max_upload_bytes": 1 << 27}
+    folders = make_all(tmp_path / "made", model, projections(model, [0]), 0.5)
+    with (
+        closing(open_store(tmp_path / "one", **settings)) as one,
+        closing(open_store(tmp_path / "other", **settings)) as other,
+    ):
+        digests = [put(one, folder, name).digest for name, folder in folders.items()]
+        results = other.import_many(exported(one, list(folders)))
+        assert [result.digest for result in results] == digests

@@ -165,3 +165,11 @@ def test_what_is_exported_stays_until_it_is_written(
     store.export(["a"], file)
     assert b"overtone_adapter.json" in file.getvalue()
     assert store.stats().version_count == 0
+
+
+def test_loads_are_counted_by_where_they_came_from(tmp_path: Path, loca: Make) -> None:
+    evicted_store(tmp_path, loca).close()
+    with closing(open_store(tmp_path / "store", remote_url=remote_of(tmp_path), pack_bytes=1 << 12)) as store:
+        for _ in range(2):
+            store.acquire("a0").release()
+        assert (store.stats().remote_load_count, store.stats().disk_load_count) == (1, 0)

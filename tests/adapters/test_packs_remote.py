@@ -642,3 +642,45 @@ def test_readers_writers_evictions_and_compaction_at_once(tmp_path: Path) -> Non
     assert stats.evictions > 0
     assert stats.fetches > 0
     store.close()
+
+
+def test_what_a_killed_process_left_over_there_goes(store: Store, remote: FragileRemote) -> None:
+    """It uploaded a pack, and ended before it wrote that down; the pack is gone meanwhile."""
+    blobs = uploaded(store, remote)
+    remote.put(store.blobs._parts.ledger.pack_name(9), [b"x"])
+    remote.put("another/packs/00000009.pack", [b"x"])
+    store.blobs.upload()
+    assert "packs/00000009.pack" in remote.objects()
+    store.reopen()
+    store.blobs.upload()
+    left = [name for name in Remote.names(remote, "") if name.endswith("9.pack")]
+    assert left == ["another/packs/00000009.pack"]
+    store.assert_whole(blobs)
+
+
+def test_a_pack_that_is_too_short_is_not_uploaded_in_vain(store: Store, remote: FragileRemote) -> None:
+    store.options["disk_bytes"] = 0
+    store.close()
+    store.remote = None
+    store.open()
+    store.put_all(*[100] * 15)
+    os.truncate(store.folder.pack(1), 5 * RECORD)
+    store.close()
+    store.remote = remote
+    store.open()
+    store.blobs.upload()
+    assert remote.objects() == {"packs/00000002.pack"}
+
+
+def test_what_is_not_a_whole_pack_goes_when_the_store_is_closed(tmp_path: Path) -> None:
+    remote = FragileRemote()
+    store = Store(tmp_path, remote, pack_bytes=10 * RECORD, upload_age_s=1000.0)
+    blobs = store.put_all(*[100] * 3)
+    store.reopen()
+    assert remote.objects() == {"packs/00000001.pack"}
+    store.put_all(*[100] * 3, seed=1)
+    remote.down = True
+    store.reopen()  # which must not fail
+    remote.down = False
+    store.assert_sound(blobs)
+    store.close()

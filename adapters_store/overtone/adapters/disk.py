@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,8 @@ from overtone.errors import ConfigError, StoreCorrupted, StoreFailed
 
 _log = logging.getLogger(__name__)
 _CATALOGUE = "catalogue.sqlite3"
-_TIDY_BELOW = 0.5
+_TIDY_BELOW = 2 / 3
+"""Packs of which less is alive are rewritten, once the same is true of all packs together."""
 _TIDY_BYTES = 64 << 20
 """Garbage in packs that is worth rewriting them for, unasked."""
 
@@ -36,7 +38,12 @@ class StoreDisk:
             undo.callback(self.catalogue.close)
             remote = Remote(config.remote_url) if config.remote_url else None
             self.blobs = Blobs(
-                self.folder, self.catalogue, remote, pack_bytes=config.pack_bytes, disk_bytes=config.disk_bytes
+                self.folder,
+                self.catalogue,
+                remote,
+                pack_bytes=config.pack_bytes,
+                disk_bytes=config.disk_bytes,
+                upload_age_s=config.upload_age_s,
             )
             undo.callback(self.blobs.close)
             self._closing = undo.pop_all()
@@ -50,11 +57,13 @@ class StoreDisk:
     ) -> None:
         self._closing.close()
 
-    def tidy(self) -> None:
-        """Compacts once enough is garbage."""
+    def tidy(self, stop: Callable[[], bool]) -> None:
+        """Compacts once enough of the packs that are here is garbage; stop: asked again and again."""
         stats = self.blobs.stats()
-        if stats.pack_bytes - stats.live_bytes > max(_TIDY_BYTES, stats.live_bytes * (1 - _TIDY_BELOW)):
-            self.blobs.compact(_TIDY_BELOW)
+        here = stats.pack_bytes - stats.evicted_bytes
+        # If this much of all is garbage, some pack is at least as bad, and is among those that are compacted.
+        if stats.garbage_bytes > max(_TIDY_BYTES, here * (1 - _TIDY_BELOW)):
+            self.blobs.compact(_TIDY_BELOW, stop=stop)
 
     def check(self, deep: bool, progress: Progress = no_progress, *, repair: bool = False) -> list[Problem]:
         """Of the catalogue by itself, and of the files against it. What cannot be read any more is quarantined.

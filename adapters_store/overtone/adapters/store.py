@@ -89,7 +89,7 @@ class AdapterStore:
             self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used)
             self._versions.sweep(self._catalogue.unused())
             self._versions.load_pinned()
-            self._upkeep = Upkeep([self.flush, self._versions.sweep_doomed, self._disk.tidy], _UPKEEP_S)
+            self._upkeep = Upkeep([self.flush, self._versions.sweep_doomed, self._tidy], _UPKEEP_S)
             self._closing = undo.pop_all()
 
     @property
@@ -111,6 +111,9 @@ class AdapterStore:
         """Writes down when adapters were last used."""
         if used := self._used.take():
             self._catalogue.touch(used)
+
+    def _tidy(self) -> None:
+        self._disk.tidy(lambda: self._upkeep.ending)
 
     def begin_upload(self) -> Upload:
         return Upload(self._disk.folder.tmp, self._config.max_upload_bytes)

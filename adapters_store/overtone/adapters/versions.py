@@ -50,15 +50,17 @@ class Versions:
         self._closed = False
 
     def read(self, digest: str) -> ResidentAdapter:
-        """A version from disk, ready to be applied. `on_broken` is told of a broken blob, its own or a shared one."""
+        """A version from disk or object storage, ready to be applied. `on_broken` is told of a broken blob, its own or a
+        shared one."""
         start = time.perf_counter()
         try:
-            stored = decode(self._blobs.read(digest), self._base, self._sharing)
+            blob, source = self._blobs.read_from(digest)
+            stored = decode(blob, self._base, self._sharing)
         except StoreCorrupted as error:
             if broken := error.metadata.get("digest"):  # none for what is computed from the base model
                 self.on_broken(broken)
             raise
-        adapter = self.made(digest, stored.family, stored.contents)
+        adapter = self.made(digest, stored.family, stored.contents, source)
         if self.on_load is not None:
             self.on_load(time.perf_counter() - start)
         return adapter

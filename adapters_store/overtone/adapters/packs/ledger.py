@@ -43,7 +43,12 @@ class Ledger:
             raise ConfigError("adapters/remote.json of the store is broken", field="root") from error
 
     def pack_name(self, number: int) -> str:
-        return f"{self.store}/packs/{number:08}.pack"
+        return f"{self.packs_below}/{number:08}.pack"
+
+    @property
+    def packs_below(self) -> str:
+        """Where the packs lie."""
+        return f"{self.store}/packs"
 
     def blob_name(self, digest: str) -> str:
         return f"{self.blobs_below(digest[0])}/{digest}"

@@ -17,6 +17,8 @@ from overtone.adapters.packs.uploads import Stopped, Uploader
 from overtone.errors import StoreFailed
 
 _log = logging.getLogger(__name__)
+_AT_CLOSE_BYTES, _AT_CLOSE_S = 64 << 20, 10.0
+"""What may be uploaded while the store is closed, and for how long that may go on."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 
 
@@ -123,9 +125,25 @@ class Tier:
             last_error=self._last_error,
         )
 
+    def _upload_last(self) -> None:
+        stopper = threading.Timer(_AT_CLOSE_S, self._uploader.stop)
+        stopper.daemon = True
+        stopper.start()
+        try:
+            if self._uploader.pending_bytes() <= _AT_CLOSE_BYTES:
+                self.upload()
+        except Exception as error:  # closing must go on
+            _log.warning("the last adapters are uploaded after the next start: %s", error)
+        finally:
+            stopper.cancel()
+
     def close(self) -> None:
-        """Stops in the middle of an upload; the next start begins it again."""
+        """Uploads what is left if it is little and object storage answers. Else stops in the middle of an upload; the next
+        start begins it again."""
         self._closing.set()
+        self._wake.set()
+        if self._age_s and not self._last_error:
+            self._upload_last()
         self._uploader.stop()
         self._wake.set()
         self._thread.join()
