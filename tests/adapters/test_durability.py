@@ -190,6 +190,43 @@ def test_a_broken_blob_is_set_aside_and_an_upload_heals_it(tmp_path: Path, loca:
         store.acquire("a").release()
 
 
+def test_what_a_broken_shared_blob_took_comes_back_with_it(tmp_path: Path, loca: Make) -> None:
+    with closing(open_store(tmp_path)) as store:
+        records = [put(store, loca(seed), f"a{seed}") for seed in range(3)]
+        (layout,) = set.intersection(*(set(store._catalogue.shared_by(r.digest)) for r in records))
+    damage(tmp_path, layout)
+    with closing(open_store(tmp_path)) as store:
+        with pytest.raises(StoreCorrupted) as caught:
+            store.acquire("a0")
+        assert caught.value.metadata["digest"] == layout
+        assert {r.state for r in store.list(0)[0]} == {"quarantined"}
+        with pytest.raises(StoreCorrupted):
+            store.acquire("a1")
+        put(store, loca(2), "a2")
+        assert {r.state for r in store.list(0)[0]} == {"ready"}
+        for seed in range(3):
+            store.acquire(f"a{seed}").release()
+        assert not store.check(deep=True)
+
+
+def test_a_check_sets_aside_and_lifts(tmp_path: Path, loca: Make) -> None:
+    with closing(open_store(tmp_path)) as store:
+        records = [put(store, loca(seed), f"a{seed}") for seed in range(3)]
+        (layout,) = set.intersection(*(set(store._catalogue.shared_by(r.digest)) for r in records))
+    for broken, states in ((records[0].digest, {"quarantined", "ready"}), (layout, {"quarantined"})):
+        damage(tmp_path, broken)
+        with closing(open_store(tmp_path)) as store:
+            assert [problem.digest for problem in store.check(deep=True)] == [broken]
+            assert {r.state for r in store.list(0)[0]} == states
+            with pytest.raises(StoreCorrupted):
+                store.acquire("a0")
+        damage(tmp_path, broken)  # as it was
+        with closing(open_store(tmp_path)) as store:
+            assert not store.check(deep=True)
+            assert {r.state for r in store.list(0)[0]} == {"ready"}
+            store.acquire("a0").release()
+
+
 def test_a_broken_pinned_adapter_does_not_stop_the_start(
     tmp_path: Path, loca: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,3 +125,16 @@ def test_a_problem_is_a_value() -> None:
     assert Problem("bad_digest", "a", 1, "x") == Problem("bad_digest", "a", 1, "x")
     assert not Problem("bad_digest", "a", 1, "x").garbage
     assert Problem("unknown_pack", "", 1, "x").garbage
+
+
+def test_a_pack_that_grows_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put_all(*[100] * 3)
+    real = store.index.live_in
+
+    def live_in(pack: int, after: int, limit: int) -> object:
+        if after < 0:
+            store.put_all(*[100] * 3, seed=1)
+        return real(pack, after, limit)
+
+    monkeypatch.setattr(store.index, "live_in", live_in)
+    assert store.blobs.check(deep=True) == []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from overtone.adapters.packs import Remote, disk, tier, uploads
-from overtone.adapters.packs.place import record_bytes
+from overtone.adapters.packs.place import OWN_FILE, Place, record_bytes
 from overtone.errors import ConfigError, StoreCorrupted, StoreFailed
 from support.packs import Disk, Store, blobs_of, small_own_files
 from support.remotes import FragileRemote
@@ -426,9 +426,90 @@ def test_an_own_file_that_is_broken_over_there(tmp_path: Path, remote: FragileRe
     assert [(p.kind, p.digest) for p in store.blobs.check()] == [("missing_file", digest)]
     store.put(blobs)
     store.blobs.upload()
+    store.blobs.upload()
     assert store.own_files() == set()
     store.assert_whole(blobs)
     store.close()
+
+
+def test_an_own_file_whose_length_an_older_catalogue_did_not_know(tmp_path: Path, remote: FragileRemote) -> None:
+    store = Store(tmp_path / "s", remote)
+    blobs = store.put_all(1500)
+    (digest,) = blobs
+    store.index.places[digest] = Place(OWN_FILE, 0, 0)
+    assert store.blobs.check() == []
+    store.close()
+    store.options["disk_bytes"] = 1
+    store.open()
+    store.blobs.upload()
+    assert store.own_files() == set()
+    assert store.blobs.check() == []
+    store.assert_sound(blobs)
+    store.close()
+
+
+def test_one_bad_answer_deletes_nothing(tmp_path: Path, remote: FragileRemote, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "s", remote, disk_bytes=1)
+    blobs = store.put_all(1500)
+    (digest,) = blobs
+    store.blobs.upload()
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "get", lambda name, offset, length: bytes(length))
+        with pytest.raises(StoreCorrupted):
+            store.blobs.read(digest)
+    store.reopen()
+    assert [(p.kind, p.digest) for p in store.blobs.check()] == [("missing_file", digest)]
+    assert store.blobs._parts.ledger.is_lost(digest)
+    # What was doubted is uploaded again before it leaves the disk.
+    assert store.blobs.read(digest) == blobs[digest]
+    store.blobs.upload()
+    store.blobs.upload()
+    assert not store.blobs._parts.ledger.is_lost(digest)
+    assert store.own_files() == set()
+    store.assert_whole(blobs)
+    store.close()
+
+
+def test_an_upload_heals_what_is_lost_over_there(store: Store, remote: FragileRemote) -> None:
+    """Although it was found sound on the disk once."""
+    store.options["disk_bytes"] = 1 << 20
+    store.reopen()
+    blobs = store.put_all(*[100] * 35)
+    store.put(blobs)
+    store.blobs.upload()
+    old = {digest for digest, place in store.index.places.items() if place.pack == 1}
+    remote.lose("1.pack")
+    store.folder.pack(1).unlink()
+    store.blobs._parts.handles.forget(1)
+    with pytest.raises(StoreCorrupted):
+        store.blobs.read(next(iter(old)))
+    store.put(blobs)
+    assert all(place.pack != 1 for place in store.index.places.values())
+    store.assert_whole(blobs)
+
+
+def test_what_comes_back_does_not_outgrow_the_disk(
+    store: Store, remote: FragileRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks for a pass but the reads themselves."""
+    blobs = evicted(store)
+    trimmed = threading.Event()
+    real = store.blobs._tier._evictor.trim  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        store.blobs._tier._evictor,  # type: ignore[union-attr]
+        "trim",
+        lambda *arguments: (real(*arguments), trimmed.set()),
+    )
+    for digest in [digest for digest, place in store.index.places.items() if place.pack in (1, 2)]:
+        store.blobs.read(digest)
+    for _ in range(20):
+        assert trimmed.wait(20)
+        trimmed.clear()
+        if sum(path.stat().st_size for path in store.folder.packs.iterdir()) <= 20 * RECORD:
+            break
+    else:
+        pytest.fail("the disk is too full")
+    store.assert_whole(blobs)
 
 
 def test_a_store_opened_without_its_object_storage(store: Store, remote: FragileRemote) -> None:
@@ -560,4 +641,46 @@ def test_readers_writers_evictions_and_compaction_at_once(tmp_path: Path) -> Non
     assert stats is not None
     assert stats.evictions > 0
     assert stats.fetches > 0
+    store.close()
+
+
+def test_what_a_killed_process_left_over_there_goes(store: Store, remote: FragileRemote) -> None:
+    """It uploaded a pack, and ended before it wrote that down; the pack is gone meanwhile."""
+    blobs = uploaded(store, remote)
+    remote.put(store.blobs._parts.ledger.pack_name(9), [b"x"])
+    remote.put("another/packs/00000009.pack", [b"x"])
+    store.blobs.upload()
+    assert "packs/00000009.pack" in remote.objects()
+    store.reopen()
+    store.blobs.upload()
+    left = [name for name in Remote.names(remote, "") if name.endswith("9.pack")]
+    assert left == ["another/packs/00000009.pack"]
+    store.assert_whole(blobs)
+
+
+def test_a_pack_that_is_too_short_is_not_uploaded_in_vain(store: Store, remote: FragileRemote) -> None:
+    store.options["disk_bytes"] = 0
+    store.close()
+    store.remote = None
+    store.open()
+    store.put_all(*[100] * 15)
+    os.truncate(store.folder.pack(1), 5 * RECORD)
+    store.close()
+    store.remote = remote
+    store.open()
+    store.blobs.upload()
+    assert remote.objects() == {"packs/00000002.pack"}
+
+
+def test_what_is_not_a_whole_pack_goes_when_the_store_is_closed(tmp_path: Path) -> None:
+    remote = FragileRemote()
+    store = Store(tmp_path, remote, pack_bytes=10 * RECORD, upload_age_s=1000.0)
+    blobs = store.put_all(*[100] * 3)
+    store.reopen()
+    assert remote.objects() == {"packs/00000001.pack"}
+    store.put_all(*[100] * 3, seed=1)
+    remote.down = True
+    store.reopen()  # which must not fail
+    remote.down = False
+    store.assert_sound(blobs)
     store.close()

@@ -378,7 +378,7 @@ def test_a_store_without_its_catalogue_is_not_wiped(tmp_path: Path, loca: Make) 
     moved.mkdir()
     for file in (tmp_path / "adapters").glob("catalogue.sqlite3*"):
         file.rename(moved / file.name)
-    with pytest.raises(ConfigError, match="catalogue is missing"):
+    with pytest.raises(ConfigError, match="catalogue is missing or empty"):
         open_store(tmp_path)
     for file in moved.iterdir():
         file.rename(tmp_path / "adapters" / file.name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from overtone.adapters.families.waveft import wavelet_frame
 from overtone.adapters.safetensors_writer import key_of
 from overtone.kernels import (
     DCT,
@@ -25,15 +26,10 @@ from overtone.kernels import (
     Term,
     block_dft,
     projection,
-    wavelet,
 )
 from support.cores import random_core
 
-HAAR = wavelet((0.5**0.5, 0.5**0.5), (0.5**0.5, -(0.5**0.5)))
-DB2 = wavelet(
-    (0.48296291314469025, 0.836516303737469, 0.22414386804185735, -0.12940952255092145),
-    (-0.12940952255092145, -0.22414386804185735, 0.836516303737469, -0.48296291314469025),
-)
+HAAR, DB2 = wavelet_frame("db1"), wavelet_frame("db2")
 LARGEST = 512
 """The most rows and columns that a layer may have for its terms to share one matrix."""
 

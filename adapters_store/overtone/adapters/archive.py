@@ -20,14 +20,17 @@ import safetensors.numpy
 import torch
 
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.canonical import Encoded, Known, Sparse, decode
+from overtone.adapters.canonical import Encoded, Known, Sparse, decode, encode
 from overtone.adapters.canonical.file import read_file
+from overtone.adapters.canonical.layout import NO_FACTS, About, about_of
+from overtone.adapters.canonical.older import OLDER
 from overtone.adapters.catalogue import Catalogue
+from overtone.adapters.families import ParsedAdapter
 from overtone.adapters.files import ARCHIVED_LAYOUT, AdapterFiles
 from overtone.adapters.packs import Blobs
 from overtone.adapters.projectors import Projectors
-from overtone.adapters.recipes import Admitted
-from overtone.adapters.records import AdapterRecord, Kind
+from overtone.adapters.recipes import Admitted, kind_of
+from overtone.adapters.records import AdapterRecord
 from overtone.adapters.resident import resident_nbytes
 from overtone.adapters.safetensors_reader import Limits, read_safetensors
 from overtone.adapters.shared import SharedBlobs
@@ -60,7 +63,8 @@ def archived(digest: str, blobs: Mapping[str, bytes]) -> AdapterFiles:
 def unarchive(files: AdapterFiles, base: BaseDescription, projectors: Projectors) -> Admitted:
     """The adapter in two files of an archive, checked like any other.
 
-    Raises `InvalidAdapter`, and `BaseModelMismatch` for one that was stored for another base model.
+    One of an older format becomes one of this format. Raises `InvalidAdapter`, also for bytes that `encode` would not have
+    written, and `BaseModelMismatch` for one that was stored for another base model.
     """
     digest = _digest(files)
     given = _Given(dict(_blobs(files.weights)))
@@ -68,10 +72,32 @@ def unarchive(files: AdapterFiles, base: BaseDescription, projectors: Projectors
     stored = decode(blob, base, SharedBlobs(given, projectors, Known()))
     if stray := given.blobs.keys() - given.asked:
         raise InvalidAdapter(f"the adapter refers to no blob {min(stray)}", field=min(stray))
-    shared = {name: given.blobs[name] for name in sorted(given.asked - {digest})}
+    about = _about(blob, given.blobs)
+    parsed = ParsedAdapter(
+        family=about.family,
+        deltas=stored.deltas,
+        base_model_name_or_path=about.base_model_name_or_path,
+        base_fingerprint=about.base_fingerprint or base.fingerprint,
+        parameter_count=about.parameter_count,
+        warnings=(),
+        basis=about.basis,
+    )
+    encoded = encode(parsed)
+    if read_file(blob).facts["format"] not in OLDER:
+        _check_same(encoded, digest, given.blobs)
     contents = stored.contents
     nbytes = contents.nbytes if isinstance(contents, Sparse) else resident_nbytes(contents)
-    return Admitted(Encoded(digest, blob, shared), _kind(blob, shared), nbytes, contents)
+    return Admitted(encoded, kind_of(parsed), nbytes, contents)
+
+
+def _check_same(encoded: Encoded, digest: str, given: Mapping[str, bytes]) -> None:
+    """Equal adapters are equal bytes: other bytes that say the same would be another version, or a blob of two meanings."""
+    again = {encoded.digest: encoded.blob, **encoded.shared}
+    for name, blob in given.items():
+        if again.get(name) != blob:
+            raise InvalidAdapter(f"the blob {shown(name)} is not in the canonical form", field=shown(name))
+    if encoded.digest != digest:
+        raise InvalidAdapter(f"the blob {shown(digest)} is not the adapter's own", field="digest")
 
 
 def _digest(files: AdapterFiles) -> str:
@@ -112,17 +138,10 @@ class _Given:
         return self.blobs[digest]
 
 
-def _kind(blob: bytes, shared: Mapping[str, bytes]) -> Kind:
+def _about(blob: bytes, blobs: Mapping[str, bytes]) -> About:
     """Of a blob that has been decoded."""
     facts: Any = read_file(blob).facts
-    if "layout" in facts:
-        facts = read_file(shared[facts["layout"]]).facts
-    return Kind(
-        family=facts["family"],
-        module_count=len(facts["modules"]),
-        parameter_count=int(facts["parameter_count"]),
-        base_model_name_or_path=str(facts["base_model_name_or_path"]),
-        base_fingerprint=str(facts["base_fingerprint"]),
-        warnings=(),
-        basis=str(facts.get("basis", "")),
-    )
+    try:
+        return about_of(read_file(blobs[facts["layout"]]).facts if "layout" in facts else facts)
+    except NO_FACTS as error:
+        raise InvalidAdapter("the stored adapter lacks what its format demands") from error

@@ -45,4 +45,5 @@ class Maintenance:
 
     def backup(self, folder: Path, progress: Progress = no_progress) -> None:
         """Copies the store into an empty folder, from which it can be served."""
-        self._disk.backup(folder, progress)
+        with self._disk.blobs.still():
+            self._disk.backup(folder, progress)

@@ -82,7 +82,7 @@ class Version:
 class StoreConfig:
     """`memory_bytes`: for resident adapters; `adapter_roots`: where `load_folder` may read; `keep_versions`: of one adapter;
     `pack_bytes`: see `Blobs`; `remote_url`: of object storage, "": none; `disk_bytes`: what is there too is removed here
-    above this, 0: never."""
+    above this, 0: never; `upload_age_s`: after which also a pack that is not full goes to object storage."""
 
     root: Path
     memory_bytes: int
@@ -93,6 +93,7 @@ class StoreConfig:
     pack_bytes: int = 256 << 20
     remote_url: str = ""
     disk_bytes: int = 0
+    upload_age_s: float = 300.0
 
 
 @dataclass(frozen=True)

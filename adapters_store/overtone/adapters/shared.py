@@ -22,6 +22,7 @@ from overtone.adapters.safetensors_reader import Limits, read_safetensors
 from overtone.adapters.safetensors_writer import PREFIX
 from overtone.errors import BaseModelMismatch, InvalidAdapter
 from overtone.kernels import PackedPatterns, SharedMatrix, SparsePattern, sound_pattern
+from overtone.kernels.cores import all_finite
 
 _LIMITS = Limits(tensors=2)
 _PATTERN_BYTES = 32 << 20
@@ -75,7 +76,7 @@ class SharedBlobs:
                     field=module,
                 )
             return matrix
-        found = self._find(key, lambda tensors: SharedMatrix(key, tensors["matrix"]))
+        found = self._find(key, partial(_matrix, key))
         assert isinstance(found, SharedMatrix)
         return found
 
@@ -109,3 +110,13 @@ class SharedBlobs:
         found = make(read_safetensors(self._blobs.read(digest), "a shared blob", _LIMITS).tensors)
         with self._lock:
             return self._known.setdefault(key, found)
+
+
+def _matrix(key: str, tensors: Mapping[str, torch.Tensor]) -> SharedMatrix:
+    """Raises `InvalidAdapter` unless it is one that the kernels may use."""
+    matrix = tensors.get("matrix")
+    if len(tensors) != 1 or matrix is None or matrix.dtype != torch.float32 or matrix.ndim != 2:
+        raise InvalidAdapter("the stored matrix is no matrix of float32 alone", field=key)
+    if not all_finite(matrix):
+        raise InvalidAdapter("the stored matrix is not finite", field=key)
+    return SharedMatrix(key, matrix)

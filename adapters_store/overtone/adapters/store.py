@@ -89,7 +89,7 @@ class AdapterStore:
             self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used)
             self._versions.sweep(self._catalogue.unused())
             self._versions.load_pinned()
-            self._upkeep = Upkeep([self.flush, self._disk.tidy], _UPKEEP_S)
+            self._upkeep = Upkeep([self.flush, self._versions.sweep_doomed, self._tidy], _UPKEEP_S)
             self._closing = undo.pop_all()
 
     @property
@@ -115,6 +115,9 @@ class AdapterStore:
         """Writes down when adapters were last used."""
         if used := self._used.take():
             self._catalogue.touch(used)
+
+    def _tidy(self) -> None:
+        self._disk.tidy(lambda: self._upkeep.ending)
 
     def begin_upload(self) -> Upload:
         return Upload(self._disk.folder.tmp, self._config.max_upload_bytes)
@@ -241,7 +244,7 @@ class AdapterStore:
         return resolved
 
     def _set_aside(self, digest: str) -> None:
-        """A version is broken."""
+        """A version is broken, or what versions share."""
         self._catalogue.quarantine(digest)
         self._lookups.change_all()
 
@@ -342,20 +345,28 @@ class AdapterStore:
         return self._blobs.compact(below, progress)
 
     def check(self, deep: bool = False, progress: Progress = no_progress, *, repair: bool = False) -> Sequence[Problem]:
-        """What is wrong with the store."""
-        return self._disk.check(deep, progress, repair=repair)
+        """What is wrong with the store; see `StoreDisk.check`."""
+        found = self._disk.check(deep, progress, repair=repair)
+        self._lookups.change_all()  # quarantined or not
+        return found
 
     def backup(self, folder: Path, progress: Progress = no_progress) -> None:
         """Copies the store as it is now into an empty folder, from which it can be served. Changes wait meanwhile."""
-        with self._versions.changing:
+        # In this order: a compaction may take long, and changes need not wait for it.
+        with self._blobs.still(), self._versions.changing:
             self._disk.backup(folder, progress)
 
     def export(self, adapter_ids: Sequence[str], file: BinaryIO) -> None:
-        """Writes a tar archive that `import` takes. Raises `AdapterNotFound` before it writes."""
-        with ExitStack() as leases:
-            for adapter_id in adapter_ids:  # what is leased is not removed
-                leases.enter_context(self.acquire(adapter_id))
-            write_archive([self.get(adapter_id) for adapter_id in adapter_ids], self._catalogue, self._blobs, file)
+        """Writes a tar archive that `import` takes, of any tenant's adapters. Raises `AdapterNotFound` before it writes."""
+        with ExitStack() as kept:
+            records = []
+            for adapter_id in adapter_ids:
+                with self._versions.changing:
+                    record = self.get(adapter_id)
+                    self._versions.residency.retain(record.digest)  # so that it is not removed: nothing is loaded
+                kept.callback(self._versions.release, record.digest)
+                records.append(record)
+            write_archive(records, self._catalogue, self._blobs, file)
 
 
 def _blobs_of(admitted: Sequence[Admitted]) -> dict[str, bytes]:

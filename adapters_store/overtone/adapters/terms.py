@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 import torch
 
+from overtone.adapters.families.waveft import WAVELETS, wavelet_frame
 from overtone.adapters.projectors import BASE_SVD, rows_digest
+from overtone.adapters.text import shown
 from overtone.errors import InvalidAdapter
 from overtone.kernels import (
     CirculantCore,
@@ -37,6 +40,9 @@ CORES: Mapping[str, type[Core]] = {
     "modulated": ModulatedCore,
 }
 _NAMES = {core: name for name, core in CORES.items()}
+_MOST_TERMS = 16
+"""Of one module. No family has more than two."""
+_LARGEST_BLOCK = 2**31 - 1
 
 
 class Matrices(Protocol):
@@ -89,6 +95,30 @@ def _frame_facts(frame: Frame, rows: int) -> dict[str, Any]:
     return facts
 
 
+def check_facts(module: str, terms: Sequence[Mapping[str, Any]], *, embedding: bool) -> None:
+    """What can be told from facts alone of the terms of one module: whether the engine can apply such terms.
+
+    Raises `InvalidAdapter`, and KeyError, TypeError or AttributeError for facts that are no facts.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise InvalidAdapter(f"the stored terms of {shown(module)} cannot be applied: {what}", field=shown(module))
+
+    if not 1 <= len(terms) <= _MOST_TERMS:
+        refuse(f"a layer has 1 to {_MOST_TERMS} of them, not {len(terms)}")
+    for facts in terms:
+        analysis, synthesis, core = facts["analysis"], facts["synthesis"], facts["core"]
+        kinds = analysis["kind"], synthesis["kind"]
+        if kinds[1] == "weight":
+            refuse("the frame weight is one of the analysis alone")
+        if [kind == "block_dft" for kind in kinds] != [core == "circulant"] * 2:
+            refuse("circulant cores and frames of blocks go together")
+        if core == "circulant" and analysis.get("block") != synthesis.get("block"):
+            refuse("both frames of a circulant core have the same blocks")
+        if embedding and (core != "low_rank" or kinds[0] != "identity"):
+            refuse("of an embedding only a row can be taken")
+
+
 class TermReader:
     """Builds the terms of one stored adapter. check: whether a core keeps its promises, as far as nobody knows it yet.
 
@@ -116,7 +146,7 @@ class TermReader:
         synthesis = self._frame(facts["synthesis"], core.shape[0])
         term = Term(analysis, core, synthesis, part("gain") if facts["gain"] else None)
         if list(core.shape) != facts["shape"] or not self._check(core) or not _fits(term, shape):
-            raise InvalidAdapter(f"the stored coefficients of {module} are malformed", field=module)
+            raise InvalidAdapter(f"the stored coefficients of {shown(module)} are malformed", field=shown(module))
         return term
 
     def _known(self, core: Core, facts: Mapping[str, Any]) -> Core:
@@ -154,10 +184,19 @@ class TermReader:
 
 
 def plain_frame(facts: Mapping[str, Any]) -> Frame:
-    """Of facts that name no matrix."""
-    taps = facts.get("taps")
-    filters = None if taps is None else (tuple(map(float, taps[0])), tuple(map(float, taps[1])))
-    return Frame(FrameKind(facts["kind"]), block=int(facts.get("block", 0)), taps=filters)
+    """Of facts that name no matrix. The engine keeps a transform for each frame: there must not be any number of them."""
+    taps, block = facts.get("taps"), facts.get("block", 0)
+    filters = None if taps is None else (tuple(taps[0]), tuple(taps[1]))
+    if filters is not None and filters not in _known_taps():
+        raise InvalidAdapter("the filters of a stored wavelet are none of those that are known", field="taps")
+    if type(block) is not int or not 0 <= block <= _LARGEST_BLOCK:
+        raise InvalidAdapter("the blocks of a stored frame have no such size", field="block")
+    return Frame(FrameKind(facts["kind"]), block=block, taps=filters)
+
+
+@functools.cache
+def _known_taps() -> frozenset[Any]:
+    return frozenset(wavelet_frame(name).taps for name in WAVELETS)
 
 
 def _fits(term: Term, shape: tuple[int, int]) -> bool:
@@ -167,6 +206,8 @@ def _fits(term: Term, shape: tuple[int, int]) -> bool:
     if gain is not None and (
         gain.dtype != torch.float32 or tuple(gain.shape) != (p,) or not bool(gain.isfinite().all())
     ):
+        return False
+    if isinstance(term.core, CirculantCore) and term.core.kernel.shape[2] != term.analysis.block:
         return False
     if term.analysis.kind is FrameKind.WEIGHT:
         q = p

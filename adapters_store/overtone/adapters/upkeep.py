@@ -25,8 +25,16 @@ class Upkeep:
             for task in self._tasks:
                 try:
                     task()
-                except OvertoneError as error:
-                    _log.warning("the store's upkeep failed: %s", error)
+                except Exception as error:  # nobody else would hear of it, and the thread must go on
+                    if not self._end.is_set():
+                        _log.warning(
+                            "the store's upkeep failed: %s", error, exc_info=not isinstance(error, OvertoneError)
+                        )
+
+    @property
+    def ending(self) -> bool:
+        """Whether a task that takes long should stop."""
+        return self._end.is_set()
 
     def close(self) -> None:
         """On return no task runs."""

@@ -51,14 +51,17 @@ class Versions:
         self._closed = False
 
     def read(self, digest: str) -> ResidentAdapter:
-        """A version from disk, ready to be applied. One whose bytes are broken is never asked for again."""
+        """A version from disk or object storage, ready to be applied. `on_broken` is told of a broken blob, its own or a
+        shared one."""
         start = time.perf_counter()
         try:
-            stored = decode(self._blobs.read(digest), self._base, self._sharing)
-        except StoreCorrupted:
-            self.on_broken(digest)
+            blob, source = self._blobs.read_from(digest)
+            stored = decode(blob, self._base, self._sharing)
+        except StoreCorrupted as error:
+            if broken := error.metadata.get("digest"):  # none for what is computed from the base model
+                self.on_broken(broken)
             raise
-        adapter = self.made(digest, stored.family, stored.contents)
+        adapter = self.made(digest, stored.family, stored.contents, source)
         if self.on_load is not None:
             self.on_load(time.perf_counter() - start)
         return adapter
@@ -85,8 +88,18 @@ class Versions:
 
     def release(self, digest: str) -> None:
         self.residency.release(digest)
-        if digest in self._doomed:
+        if digest not in self._doomed or not self.changing.acquire(blocking=False):
+            return  # one thread releases all leases, and a copy of the store takes long: `sweep_doomed` will do it
+        try:
             self.sweep([digest])
+        finally:
+            self.changing.release()
+
+    def sweep_doomed(self) -> None:
+        """Frees what the last release of its lease could not, because the store was being changed or copied."""
+        if self._doomed:
+            with self.changing:
+                self.sweep(sorted(self._doomed))
 
     def sweep(self, digests: Iterable[str]) -> Deletion:
         """Frees memory and blobs of what nothing refers to, or leaves it to the release of its last lease."""

@@ -11,7 +11,7 @@ import torch
 
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.canonical.file import FORMAT, StoredFile, read_file
-from overtone.adapters.canonical.layout import DTYPES, Layout
+from overtone.adapters.canonical.layout import DTYPES, NO_FACTS, Layout
 from overtone.adapters.canonical.older import OLDER, SharedPatterns, decode_older
 from overtone.adapters.canonical.stored import Sparse, StoredAdapter
 from overtone.adapters.safetensors_writer import key_of
@@ -43,7 +43,7 @@ def decode(blob: bytes | bytearray | memoryview, base: BaseDescription, sharing:
         if file.facts["format"] in OLDER:
             return decode_older(bytes(blob), base, sharing)
         return _decode(file, base, sharing)
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as error:
+    except NO_FACTS as error:
         raise InvalidAdapter("the stored adapter lacks what its format demands") from error
 
 

@@ -29,6 +29,10 @@ class Blob(NamedTuple):
     digest: str
     data: bytes
 
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
 
 def named(data: bytes) -> Blob:
     return Blob(digest_of(data), data)

@@ -11,23 +11,40 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.canonical.file import FORMAT, read_file
 from overtone.adapters.canonical.packed import packed_layout
 from overtone.adapters.canonical.places import Spans, make_spans
 from overtone.adapters.canonical.spans import natural, shape_of, span_of, tile
+from overtone.adapters.files import MAX_CONFIG_BYTES
+from overtone.adapters.terms import check_facts
 from overtone.errors import BaseModelMismatch, InvalidAdapter
 from overtone.kernels import PackedLayout
 
 DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The name of a vector of numbers, as facts say it, and its dtype, as safetensors do."""
 
+_LONGEST_TEXT = MAX_CONFIG_BYTES
+"""As long as a configuration may be, from which it came."""
 _BYTES_PACKED, _BYTES_OF_FACTS = 3, 7
 """What a byte of a layout takes in memory, as Python's objects."""
 
+NO_FACTS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError, ArithmeticError)
+"""What facts raise that are none."""
+
 Terms = tuple[Mapping[str, Any], ...]
+
+
+class About(NamedTuple):
+    """What a layout, or an adapter of an older format, says of itself."""
+
+    family: str
+    base_fingerprint: str
+    base_model_name_or_path: str
+    parameter_count: int
+    basis: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +74,7 @@ def read_layout(blob: bytes, digest: str, base: BaseDescription) -> Layout:
     try:
         if facts["format"] != FORMAT:
             raise InvalidAdapter(f"the stored layout has format {facts['format']}, not {FORMAT}; upload it again")
+        about = about_of(facts)
         check_base(facts, base)
         modules = {name: _terms(name, facts["modules"][name], base) for name in sorted(facts["modules"])}
         terms = [term for some in modules.values() for term in some]
@@ -64,7 +82,7 @@ def read_layout(blob: bytes, digest: str, base: BaseDescription) -> Layout:
         return Layout(
             digest=digest,
             base=base,
-            family=str(facts["family"]),
+            family=about.family,
             numbers=_numbers(terms),
             places=_places(terms),
             packed=packed,
@@ -72,8 +90,30 @@ def read_layout(blob: bytes, digest: str, base: BaseDescription) -> Layout:
             modules={} if packed is not None else modules,
             nbytes=(_BYTES_OF_FACTS if packed is None else _BYTES_PACKED) * len(blob),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as error:
+    except NO_FACTS as error:
         raise InvalidAdapter("the stored layout lacks what its format demands") from error
+
+
+def about_of(facts: Mapping[str, Any]) -> About:
+    """Raises `InvalidAdapter` for what could not be kept in a catalogue, and KeyError for what is not there."""
+
+    def text(name: str, default: str | None = None) -> str:
+        value = facts[name] if default is None else facts.get(name, default)
+        if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not _is_unicode(value):
+            raise InvalidAdapter(f"{name} of the stored adapter is no short text", field=name)
+        return value
+
+    count = facts["parameter_count"]
+    if type(count) is not int or not 0 <= count < 2**63:
+        raise InvalidAdapter(
+            "parameter_count of the stored adapter is no number of parameters", field="parameter_count"
+        )
+    names = text("family"), text("base_fingerprint"), text("base_model_name_or_path")
+    return About(*names, count, text("basis", ""))
+
+
+def _is_unicode(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def check_base(facts: Mapping[str, Any], base: BaseDescription) -> None:
@@ -96,7 +136,9 @@ def check_shape(module: str, facts: Mapping[str, Any], base: BaseDescription) ->
 
 def _terms(module: str, facts: Mapping[str, Any], base: BaseDescription) -> Terms:
     check_shape(module, facts, base)
-    return tuple(facts["terms"])
+    terms = tuple(facts["terms"])
+    check_facts(module, terms, embedding=module in base.embeddings)
+    return terms
 
 
 def _numbers(terms: Iterable[Mapping[str, Any]]) -> dict[str, int]:

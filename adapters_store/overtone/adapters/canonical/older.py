@@ -14,10 +14,10 @@ import torch
 
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.canonical.file import METADATA_KEY
-from overtone.adapters.canonical.layout import check_base, check_shape
+from overtone.adapters.canonical.layout import NO_FACTS, check_base, check_shape
 from overtone.adapters.canonical.stored import StoredAdapter
 from overtone.adapters.safetensors_reader import Limits, read_safetensors
-from overtone.adapters.terms import Matrices, TermReader
+from overtone.adapters.terms import Matrices, TermReader, check_facts
 from overtone.errors import InvalidAdapter
 from overtone.kernels import Delta, SparsePattern, sound
 
@@ -45,7 +45,7 @@ def decode_older(blob: bytes, base: BaseDescription, sharing: SharedPatterns) ->
         reader = TermReader(parts, sharing, sound)
         deltas = {name: _delta(reader, name, facts["modules"][name], base) for name in sorted(facts["modules"])}
         family = str(facts["family"])
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as error:
+    except NO_FACTS as error:
         raise InvalidAdapter("the stored adapter lacks what its format demands") from error
     if file.tensors.keys() - parts.used:
         raise InvalidAdapter("the stored adapter has tensors that belong to no module")
@@ -54,6 +54,7 @@ def decode_older(blob: bytes, base: BaseDescription, sharing: SharedPatterns) ->
 
 def _delta(reader: TermReader, module: str, facts: Mapping[str, Any], base: BaseDescription) -> Delta:
     shape = check_shape(module, facts, base)
+    check_facts(module, facts["terms"], embedding=module in base.embeddings)
     return Delta(tuple(reader.term(module, i, term, shape) for i, term in enumerate(facts["terms"])), shape)
 
 

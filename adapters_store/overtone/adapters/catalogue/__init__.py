@@ -2,6 +2,7 @@
 files nor memory."""
 
 from overtone.adapters.catalogue.catalogue import Catalogue, already_exists
+from overtone.adapters.catalogue.opening import is_empty
 from overtone.adapters.catalogue.types import Counts, Entry, Freed, Options, Outcome, Problem, Resolved
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "Problem",
     "Resolved",
     "already_exists",
+    "is_empty",
 ]

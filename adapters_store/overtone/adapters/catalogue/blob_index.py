@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from overtone.adapters.catalogue.connections import Connections
-from overtone.adapters.catalogue.contents import put_at
+from overtone.adapters.catalogue.contents import lift, put_at
 from overtone.adapters.catalogue.transaction import Transaction
 from overtone.adapters.packs import OWN_FILE, Leaving, PackFacts, Place
 
@@ -66,17 +66,27 @@ class BlobIndex:
         return left
 
     def quarantine(self, digest: str) -> None:
-        """A version, or what versions share, is broken. Nothing happens to one that is not known."""
-        self._mark(digest, 1)
+        """A version is broken, or what versions share, and then all of these. Nothing happens to one that is not known."""
+        with self._connections.writing("mark an adapter") as transaction:
+            query = "UPDATE blobs SET quarantined = 1 WHERE digest = ? RETURNING blob, kind"
+            for blob, kind in transaction.db.execute(query, (bytes.fromhex(digest),)).fetchall():
+                if kind is None:
+                    versions = "SELECT version FROM version_shared WHERE shared = ?"
+                    transaction.db.execute(f"UPDATE blobs SET quarantined = 1 WHERE blob IN ({versions})", (blob,))
 
     def heal(self, digest: str) -> None:
-        """It turned out to be sound. Putting the same content does as much."""
-        self._mark(digest, 0)
-
-    def _mark(self, digest: str, quarantined: int) -> None:
+        """It turned out to be sound, and so may all that shares it. Putting the same content does as much."""
         with self._connections.writing("mark an adapter") as transaction:
-            query = "UPDATE blobs SET quarantined = ? WHERE digest = ?"
-            transaction.db.execute(query, (quarantined, bytes.fromhex(digest)))
+            for (blob,) in transaction.db.execute(
+                "SELECT blob FROM blobs WHERE digest = ?", (bytes.fromhex(digest),)
+            ).fetchall():
+                lift(transaction, blob)
+
+    def quarantined(self) -> tuple[str, ...]:
+        """What is broken: first what versions share, then versions."""
+        query = "SELECT digest FROM blobs INDEXED BY blobs_quarantined WHERE quarantined = 1 ORDER BY kind IS NOT NULL"
+        with self._connections.reading() as db:
+            return tuple(row[0].hex() for row in db.execute(query))
 
     def packs(self) -> list[PackFacts]:
         """All packs in which a blob was ever recorded and that were not dropped; none for blobs in own files."""

@@ -78,8 +78,10 @@ class Connections:
         if self._log.stat().st_size > _LARGEST_LOG:
             # Waits for nobody: what readers still need stays until one of the next writes.
             self._writer.execute("PRAGMA busy_timeout=0")
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._writer.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+            try:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
 
     @contextmanager
     def reading(self, what: str = "read the catalogue") -> Iterator[sqlite3.Connection]:

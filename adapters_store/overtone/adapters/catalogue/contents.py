@@ -89,7 +89,7 @@ class Contents:
             if (place := self._places.get(name)) is not None:
                 put_at(self._change, blob, Place(pack, 0, length), place)
             if quarantined:
-                self._change.db.execute("UPDATE blobs SET quarantined = 0 WHERE blob = ?", (blob,))
+                lift(self._change, blob)
         return found
 
     def _add(self, digest: str, kind: int | None, resident_bytes: int | None) -> int:
@@ -106,6 +106,15 @@ class Contents:
         if kind not in self._kinds:
             self._kinds[kind] = _known_kind(self._change.db, kind)
         return self._kinds[kind]
+
+
+def lift(change: Transaction, blob: int) -> None:
+    """A blob is sound again, so that versions which were broken by it may be too: they are verified when they are loaded."""
+    change.db.execute(
+        "UPDATE blobs SET quarantined = 0 WHERE quarantined = 1 AND "
+        "(blob = ?1 OR EXISTS (SELECT 1 FROM version_shared WHERE version = blob AND shared = ?1))",
+        (blob,),
+    )
 
 
 def put_at(change: Transaction, blob: int, old: Place, new: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from overtone.adapters.catalogue.connections import Connections, connect
@@ -9,6 +10,12 @@ from overtone.adapters.catalogue.migration import Progress, migrate
 from overtone.adapters.catalogue.schema import SCHEMA_VERSION
 from overtone.adapters.failures import operation
 from overtone.errors import ConfigError
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a catalogue that is there has no tables: its first transaction never ended, or the log with it is lost."""
+    with operation("open the catalogue"), closing(connect(path)) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0]) == 0
 
 
 def open_catalogue(path: Path, progress: Progress) -> Connections:

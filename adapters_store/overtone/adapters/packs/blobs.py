@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from overtone.adapters.failures import operation
 from overtone.adapters.packs.check import Checker
 from overtone.adapters.packs.compaction import Compaction, Compactor
+from overtone.adapters.packs.copying import Copier
 from overtone.adapters.packs.farther import Farther, Unreachable
 from overtone.adapters.packs.folder import StoreFolder
 from overtone.adapters.packs.index import BlobIndex
 from overtone.adapters.packs.parts import Parts
 from overtone.adapters.packs.place import OWN_FILE, Place
 from overtone.adapters.packs.problem import Problem, Progress, no_progress
-from overtone.adapters.packs.reader import Reader
+from overtone.adapters.packs.reader import Reader, Where
 from overtone.adapters.packs.remote import Remote
 from overtone.adapters.packs.tier import RemoteStats, Tier
 from overtone.errors import ConfigError
@@ -27,7 +29,8 @@ OWN_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class BlobStats:
-    """`evicted_packs`: known, and not on the disk; `remote_bytes`: of packs in object storage; `remote`: None without."""
+    """`evicted_packs`: known, and not on the disk; `garbage_bytes`: of those that are; `remote_bytes`: of packs in object
+    storage; `remote`: None without."""
 
     packs: int
     evicted_packs: int
@@ -35,6 +38,7 @@ class BlobStats:
     remote_bytes: int
     pack_bytes: int
     live_bytes: int
+    garbage_bytes: int
     remote: RemoteStats | None
 
 
@@ -64,6 +68,7 @@ class Blobs:
         farther = self._farther()
         self._reader = Reader(self._parts, farther)
         self._checker, self._compactor = Checker(self._parts, farther), Compactor(self._parts)
+        self._copier = Copier(self._parts, farther)
 
     def _farther(self) -> Farther | None:
         if self._tier is not None:
@@ -81,14 +86,12 @@ class Blobs:
         missing = {digest: blob for digest, blob in blobs.items() if not self._reader.intact(digest)}
         large = {digest: blob for digest, blob in missing.items() if len(blob) >= OWN_FILE_BYTES}
         small = {digest: blob for digest, blob in missing.items() if digest not in large}
-        before = self._parts.writer.active
         try:
             with self._parts.own.written(large) as own, self._parts.writer.appended(small) as packed:
                 yield own | packed
         finally:
             if self._tier is not None:
-                nbytes = sum(map(len, missing.values()))
-                self._tier.stored(large, nbytes, sealed=self._parts.writer.active != before)
+                self._tier.stored(large, sum(map(len, missing.values())))
 
     def read(self, digest: str) -> bytes:
         """The blob, verified, while others store, compact and evict.
@@ -96,6 +99,10 @@ class Blobs:
         Raises `StoreCorrupted` (metadata: digest) if it is gone or not what its name says, and what was found instead is
         in quarantine/; `StoreFailed` if the disk or object storage does not answer now.
         """
+        return self._reader.read(digest)[0]
+
+    def read_from(self, digest: str) -> tuple[bytes, Where]:
+        """`read`, and where the blob was."""
         return self._reader.read(digest)
 
     def release(self, digests: Sequence[str]) -> Sequence[tuple[str, Place]]:
@@ -116,12 +123,14 @@ class Blobs:
             for own, intent in intents:
                 self._parts.own.settle(own, intent)
         if self._tier is not None:
-            self._tier.stored((digest for own, _ in intents for digest in own), 0, sealed=False)
+            self._tier.stored((digest for own, _ in intents for digest in own), 0)
         return left
 
-    def compact(self, below: float = 0.5, progress: Progress = no_progress) -> Compaction:
+    def compact(
+        self, below: float = 0.5, progress: Progress = no_progress, stop: Callable[[], bool] = lambda: False
+    ) -> Compaction:
         """See `Compactor.compact`; progress counts bytes of packs. Raises `StoreFailed`, and nothing is lost then."""
-        compaction = self._compactor.compact(below, progress)
+        compaction = self._compactor.compact(below, progress, stop)
         if self._tier is not None:
             self._tier.wake()
         return compaction
@@ -136,6 +145,10 @@ class Blobs:
         with self._parts.removing:
             yield
 
+    def copy(self, root: Path, progress: Progress = no_progress) -> None:
+        """See `Copier.copy`; to be called inside `still`."""
+        self._copier.copy(root, progress)
+
     def upload(self) -> None:
         """Everything that is committed is in object storage on return. Raises `StoreFailed`; nothing to do without one."""
         if self._tier is not None:
@@ -143,7 +156,8 @@ class Blobs:
 
     def stats(self) -> BlobStats:
         packs = self._parts.index.packs()
-        evicted = [facts for facts in packs if not self._parts.folder.pack(facts.number).exists()]
+        here = {facts.number for facts in packs if self._parts.folder.pack(facts.number).exists()}
+        evicted = [facts for facts in packs if facts.number not in here]
         return BlobStats(
             packs=len(packs),
             evicted_packs=len(evicted),
@@ -151,6 +165,7 @@ class Blobs:
             remote_bytes=self._parts.ledger.nbytes,
             pack_bytes=sum(facts.end for facts in packs),
             live_bytes=sum(facts.live_bytes for facts in packs),
+            garbage_bytes=sum(round(facts.end * (1 - facts.alive)) for facts in packs if facts.number in here),
             remote=self._tier.stats() if self._tier is not None else None,
         )
 

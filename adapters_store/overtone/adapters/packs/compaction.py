@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from overtone.adapters.failures import operation
@@ -42,9 +42,12 @@ class Compactor:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    def compact(self, below: float, progress: Progress) -> Compaction:
+    def compact(self, below: float, progress: Progress, stop: Callable[[], bool]) -> Compaction:
         """Of sealed packs less than the part `below` of which is alive. Packs that somebody is still storing into wait
-        for the next time, and so do those that are only remote, unless nothing in them is alive."""
+        for the next time, and so do those that are only remote, unless nothing in them is alive.
+
+        stop: asked before each pack and before each few megabytes of it, whether to do no more.
+        """
         with self._parts.removing:
             self._seal_active(below)
             known = [facts for facts in self._parts.index.packs() if facts.alive < below or not facts.live_count]
@@ -53,7 +56,9 @@ class Compactor:
             run, total = _Run(), sum(facts.end for facts in chosen)
             done = 0
             for facts in chosen:
-                self._compact_one(facts, run)
+                if stop():
+                    break
+                self._compact_one(facts, run, stop)
                 done += facts.end
                 progress(done, total)
             return Compaction(run.packs, run.moved_bytes, run.freed_bytes, tuple(run.problems))
@@ -63,7 +68,7 @@ class Compactor:
         if any(facts.number == active and facts.alive < below for facts in self._parts.index.packs()):
             self._parts.writer.seal()
 
-    def _compact_one(self, facts: PackFacts, run: _Run) -> None:
+    def _compact_one(self, facts: PackFacts, run: _Run, stop: Callable[[], bool]) -> None:
         path = self._parts.folder.pack(facts.number)
         here = path.exists()
         if facts.live_count and not here:
@@ -71,6 +76,8 @@ class Compactor:
                 run.problems.append(Problem("missing_pack", "", facts.number, "the file of the pack is missing"))
             return
         for batch in self._batches(facts.number, run):
+            if stop():
+                return  # what has moved has moved
             with self._parts.writer.appended({digest: blob for digest, (_, blob) in batch.items()}) as places:
                 self._parts.index.move([(digest, old, places[digest]) for digest, (old, _) in batch.items()])
             run.moved_bytes += sum(len(blob) for _, blob in batch.values())

@@ -63,6 +63,15 @@ def sync(handle: int) -> None:
     os.fdatasync(handle)
 
 
+def sync_file(path: Path) -> None:
+    """`sync` of a file that somebody else wrote."""
+    handle = open_read(path)
+    try:
+        sync(handle)
+    finally:
+        close(handle)
+
+
 def sync_folder(path: Path) -> None:
     """The names in a folder survive a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -26,21 +26,31 @@ class _Candidate:
     digest: str
 
 
+_STEP = 64
+"""Where nothing may go, all is counted again after a growth by this part of the budget."""
+
+
 class Budget:
     """Bytes that may be on the disk; 0: any number. Thread-safe. Counting them all is left until they may be too many."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self._lock = threading.Lock()
-        self._room = -1
+        self._room, self._grown = -1, 0
 
     def grew(self, nbytes: int) -> None:
         with self._lock:
             self._room -= nbytes
+            self._grown += nbytes
 
     def counted(self, total: int) -> None:
         with self._lock:
-            self._room = self.nbytes - total
+            self._room, self._grown = self.nbytes - total, 0
+
+    @property
+    def pressing(self) -> bool:
+        """Whether it is worth a look now, and not only when there is more to go."""
+        return self.doubtful and self._grown * _STEP > self.nbytes
 
     @property
     def doubtful(self) -> bool:
@@ -103,7 +113,8 @@ class Evictor:
         """The bytes that are free now: 0 if the other side does not have them as it should."""
         if candidate.digest:
             there = self._remote.head(self._parts.ledger.blob_name(candidate.digest))
-            if there is None or there.size != candidate.size:
+            lost = self._parts.ledger.is_lost(candidate.digest)
+            if lost or there is None or there.size != candidate.size:
                 changed([candidate.digest])
                 return 0
             with operation("evict an adapter"):

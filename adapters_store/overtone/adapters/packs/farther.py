@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
@@ -15,9 +17,10 @@ from overtone.adapters.packs.mark import check_mark
 from overtone.adapters.packs.parts import Parts
 from overtone.adapters.packs.place import OWN_FILE, Place
 from overtone.adapters.packs.remote import Remote
-from overtone.errors import OvertoneError, StoreCorrupted, StoreFailed
+from overtone.errors import OvertoneError, StoreFailed
 
 _log = logging.getLogger(__name__)
+_BELIEVED_S = 60.0
 
 
 class Farther(Protocol):
@@ -25,6 +28,12 @@ class Farther(Protocol):
 
     def fetch(self, digest: str, place: Place) -> bytes | None:
         """The verified blob, None if it is not there. Raises `StoreFailed`, and `StoreCorrupted` if it is broken there."""
+
+    def get(self, digest: str, place: Place) -> bytes | None:
+        """The bytes there, right or wrong, and kept nowhere; None if there are none. Raises `StoreFailed`."""
+
+    def part(self, number: int, offset: int, length: int) -> bytes | None:
+        """So many bytes of a pack; None if it is not there. Raises `StoreFailed`."""
 
     def has(self, digest: str, place: Place) -> bool:
         """Whether `fetch` should find it. Raises `StoreFailed`."""
@@ -40,9 +49,17 @@ class Unreachable:
         self._ledger = ledger
 
     def fetch(self, digest: str, place: Place) -> bytes | None:
+        return self.get(digest, place)
+
+    def get(self, digest: str, place: Place) -> bytes | None:
         if place.pack == OWN_FILE or self._ledger.get(place.pack) is not None:
             message = f"adapter version {digest[:12]} is in object storage, and none is configured"
             raise StoreFailed(message, metadata={"digest": digest})
+        return None
+
+    def part(self, number: int, offset: int, length: int) -> bytes | None:
+        if self._ledger.get(number) is not None:
+            raise StoreFailed(f"pack {number} is in object storage, and none is configured", field="remote")
         return None
 
     def has(self, digest: str, place: Place) -> bool:
@@ -56,12 +73,14 @@ class Fetcher:
     """Thread-safe."""
 
     def __init__(self, parts: Parts, remote: Remote, grew: Callable[[int], None]) -> None:
-        """grew: told of bytes that are kept on the disk again."""
+        """grew: told of bytes that are on the disk again."""
         self._parts, self._remote, self._grew = parts, remote, grew
         self._lock = threading.Lock()
         self._flights: dict[str, Future[bytes | None]] = {}
-        self._lost: set[str] = set()
-        """Missing or broken over there: to be written again when they are uploaded again."""
+        self._lost: set[tuple[str, Place]] = set()
+        """Broken in a pack over there: to be written again when they are uploaded again."""
+        self._seen: dict[int, float] = {}
+        """Pack -> when it was last found there, in seconds."""
         self.fetched, self.failed = 0, 0
         """How many blobs came, and how many did not."""
 
@@ -83,12 +102,22 @@ class Fetcher:
                 del self._flights[digest]
 
     def has(self, digest: str, place: Place) -> bool:
-        if digest in self._lost or not self._may_have(place):
+        if (digest, place) in self._lost or not self._may_have(place):
             return False
         if place.pack != OWN_FILE:
-            return True
+            return self._seen_lately(place.pack)
         stored = self._remote.head(self._parts.ledger.blob_name(digest))
-        return stored is not None and stored.size == place.length
+        known = stored is not None and stored.size == (place.length or stored.size)
+        return known and not self._parts.ledger.is_lost(digest)
+
+    def _seen_lately(self, number: int) -> bool:
+        """`has_pack`, asked once a minute: an import may name thousands of blobs of one pack."""
+        now = time.monotonic()
+        if now - self._seen.get(number, -math.inf) > _BELIEVED_S:
+            if not self.has_pack(number):
+                return False
+            self._seen[number] = now
+        return True
 
     def _may_have(self, place: Place) -> bool:
         ledger = self._parts.ledger
@@ -108,41 +137,60 @@ class Fetcher:
             return None
         if not self._may_have(place):
             return None
-        if place.pack == OWN_FILE:
-            name, offset = self._parts.ledger.blob_name(digest), 0
-        else:
-            name, offset = self._parts.ledger.pack_name(place.pack), place.data
+        blob = None
         try:
-            blob = self._remote.get(name, offset, place.length)
+            blob = self.get(digest, place)
             if blob is None:
+                self._seen.pop(place.pack, None)
                 check_mark(self._parts.ledger, self._remote)
-            if blob is not None and not sound(digest, blob):
+            elif not sound(digest, blob):
                 self._parts.folder.set_aside(digest, f"remote-{place.pack}-{place.offset}", blob)
-                if place.pack == OWN_FILE:
-                    # So that it is uploaded anew when it is stored anew.
-                    self._remote.delete(name)
+                self._lose(digest, place)
+                blob = None
                 raise corrupted(digest, "does not match its digest in object storage and was set aside")
-        except OvertoneError as error:
-            self._count(digest, found=False, lost=isinstance(error, StoreCorrupted))
-            raise
-        self._count(digest, found=blob is not None, lost=blob is None)
+        finally:
+            with self._lock:
+                self.fetched, self.failed = self.fetched + (blob is not None), self.failed + (blob is None)
+                if blob is not None:
+                    self._lost.discard((digest, place))
         if blob is not None:
             self._keep(digest, place, blob)
         return blob
 
-    def _count(self, digest: str, *, found: bool, lost: bool) -> None:
-        with self._lock:
-            self.fetched, self.failed = self.fetched + found, self.failed + (not found)
-            (self._lost.add if lost else self._lost.discard)(digest)
+    def part(self, number: int, offset: int, length: int) -> bytes | None:
+        if self._parts.ledger.get(number) is None:
+            return None
+        return self._remote.get(self._parts.ledger.pack_name(number), offset, length)
+
+    def get(self, digest: str, place: Place) -> bytes | None:
+        if place.pack != OWN_FILE:
+            return self._remote.get(self._parts.ledger.pack_name(place.pack), place.data, place.length)
+        name, length = self._parts.ledger.blob_name(digest), place.length
+        if not length:  # older catalogues did not know it
+            stored = self._remote.head(name)
+            if stored is None:
+                return None
+            length = stored.size
+        return self._remote.get(name, 0, length)
+
+    def _lose(self, digest: str, place: Place) -> None:
+        """So that it is written again when it is stored again. What is there may be all that is left: one bad answer is no
+        reason to delete it."""
+        if place.pack == OWN_FILE:
+            self._parts.ledger.mark_lost(digest, True)
+        else:
+            with self._lock:
+                self._lost.add((digest, place))
 
     def _keep(self, digest: str, place: Place, blob: bytes) -> None:
         """On the disk again; a disk that refuses does not keep the reader from the blob."""
-        self._grew(len(blob))
         try:
             if place.pack == OWN_FILE:
                 with self._parts.own.written({digest: blob}):
-                    return
-            with self._parts.writer.appended({digest: blob}) as places:
-                self._parts.index.move([(digest, place, places[digest])])
+                    pass
+            else:
+                with self._parts.writer.appended({digest: blob}) as places:
+                    self._parts.index.move([(digest, place, places[digest])])
+            self._grew(len(blob))
         except OvertoneError as error:
             _log.warning("adapter version %s is not kept on the disk: %s", digest[:12], error)

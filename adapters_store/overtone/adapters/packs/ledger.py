@@ -1,4 +1,4 @@
-"""Which packs object storage has: a small file, replaced whole at every change."""
+"""Which packs object storage has, and which own files it has lost: a small file, replaced whole at every change."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Ledger:
         self._folder, self._path = folder, folder.root / "remote.json"
         self._lock = threading.Lock()
         self._packs: dict[int, Stored] = {}
+        self._lost: frozenset[str] = frozenset()
         self.store = uuid.uuid4().hex
         try:
             with operation("read the list of remote packs"):
@@ -37,11 +38,17 @@ class Ledger:
                 known = json.loads(text)
                 self.store = str(known["store"])
                 self._packs = {int(number): Stored(**facts) for number, facts in known["packs"].items()}
+                self._lost = frozenset(map(str, known.get("lost", ())))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError("adapters/remote.json of the store is broken", field="root") from error
 
     def pack_name(self, number: int) -> str:
-        return f"{self.store}/packs/{number:08}.pack"
+        return f"{self.packs_below}/{number:08}.pack"
+
+    @property
+    def packs_below(self) -> str:
+        """Where the packs lie."""
+        return f"{self.store}/packs"
 
     def blob_name(self, digest: str) -> str:
         return f"{self.blobs_below(digest[0])}/{digest}"
@@ -77,20 +84,31 @@ class Ledger:
     def put(self, number: int, stored: Stored) -> None:
         """Durable on return. Raises `StoreFailed`, and nothing has changed then."""
         with self._lock:
-            self._save({**self._packs, number: stored})
+            self._save({**self._packs, number: stored}, self._lost)
 
     def remove(self, number: int) -> None:
         with self._lock:
             if number in self._packs:
-                self._save({n: stored for n, stored in self._packs.items() if n != number})
+                self._save({n: stored for n, stored in self._packs.items() if n != number}, self._lost)
+
+    def is_lost(self, digest: str) -> bool:
+        """Whether the object of an own file was found broken, and was not uploaded since."""
+        return digest in self._lost
+
+    def mark_lost(self, digest: str, lost: bool) -> None:
+        """Durable on return. Raises `StoreFailed`, and nothing has changed then."""
+        with self._lock:
+            if lost != (digest in self._lost):
+                self._save(self._packs, self._lost ^ {digest})
 
     def save(self) -> None:
         """Keeps the name of the store."""
         with self._lock:
-            self._save(self._packs)
+            self._save(self._packs, self._lost)
 
-    def _save(self, packs: dict[int, Stored]) -> None:
-        known = {"store": self.store, "packs": {n: asdict(stored) for n, stored in sorted(packs.items())}}
+    def _save(self, packs: dict[int, Stored], lost: frozenset[str]) -> None:
+        stored = {number: asdict(facts) for number, facts in sorted(packs.items())}
+        known = {"store": self.store, "packs": stored, "lost": sorted(lost)}
         with operation("write the list of remote packs"):
             disk.replace_file(self._path, json.dumps(known, indent=1).encode(), self._folder.scratch())
-        self._packs = packs
+        self._packs, self._lost = packs, lost

@@ -32,6 +32,10 @@ class LocalBlobs:
             except FileNotFoundError:
                 return None
 
+    def here(self, digest: str, place: Place) -> bool:
+        """Whether the file is there; nothing is read."""
+        return (self._folder.own(digest) if place.pack == OWN_FILE else self._folder.pack(place.pack)).exists()
+
     def mark_used(self, digest: str, place: Place) -> None:
         if place.pack == OWN_FILE:
             with suppress(OSError):  # evicted meanwhile, or on a disk that is read-only

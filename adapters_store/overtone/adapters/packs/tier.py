@@ -17,6 +17,8 @@ from overtone.adapters.packs.uploads import Stopped, Uploader
 from overtone.errors import StoreFailed
 
 _log = logging.getLogger(__name__)
+_AT_CLOSE_BYTES, _AT_CLOSE_S = 64 << 20, 10.0
+"""What may be uploaded while the store is closed, and for how long that may go on."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 
 
@@ -41,7 +43,8 @@ class Tier:
         """disk_bytes: what may stay on the disk, 0: everything. upload_age_s: after how long the active pack is uploaded
         although it grows, 0: never."""
         self._budget = Budget(disk_bytes)
-        self.fetcher = Fetcher(parts, remote, self._budget.grew)
+        self.fetcher = Fetcher(parts, remote, self._grew)
+        self._writer, self._active = parts.writer, parts.writer.active
         self._uploader, self._evictor = Uploader(parts, remote), Evictor(parts, remote)
         self._age_s, self._aged = upload_age_s, time.monotonic()
         self._passing = threading.Lock()
@@ -52,12 +55,19 @@ class Tier:
         self._thread = threading.Thread(target=self._run, name="overtone-object-storage", daemon=True)
         self._thread.start()
 
-    def stored(self, digests: Iterable[str], nbytes: int, *, sealed: bool) -> None:
-        """Own files were written or removed, `nbytes` came to the disk, a pack is full."""
+    def stored(self, digests: Iterable[str], nbytes: int) -> None:
+        """Own files were written or removed, `nbytes` came to the disk."""
         digests = list(digests)
         self._uploader.changed(digests)
+        if digests:
+            self._wake.set()
+        self._grew(nbytes)
+
+    def _grew(self, nbytes: int) -> None:
         self._budget.grew(nbytes)
-        if digests or sealed:
+        active, before = self._writer.active, self._active
+        self._active = active
+        if active != before or self._budget.pressing:  # a pack is full, or there is too much
             self._wake.set()
 
     def wake(self) -> None:
@@ -115,9 +125,25 @@ class Tier:
             last_error=self._last_error,
         )
 
+    def _upload_last(self) -> None:
+        stopper = threading.Timer(_AT_CLOSE_S, self._uploader.stop)
+        stopper.daemon = True
+        stopper.start()
+        try:
+            if self._uploader.pending_bytes() <= _AT_CLOSE_BYTES:
+                self.upload()
+        except Exception as error:  # closing must go on
+            _log.warning("the last adapters are uploaded after the next start: %s", error)
+        finally:
+            stopper.cancel()
+
     def close(self) -> None:
-        """Stops in the middle of an upload; the next start begins it again."""
+        """Uploads what is left if it is little and object storage answers. Else stops in the middle of an upload; the next
+        start begins it again."""
         self._closing.set()
+        self._wake.set()
+        if self._age_s and not self._last_error:
+            self._upload_last()
         self._uploader.stop()
         self._wake.set()
         self._thread.join()

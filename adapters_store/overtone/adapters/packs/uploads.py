@@ -32,7 +32,7 @@ class Uploader:
         self._changed: dict[str, None] = {}
         # Own files of the processes before may be there or not: all are compared once.
         self._groups = list("0123456789abcdef")
-        self._marked = False
+        self._marked = self._compared_packs = False
         self.uploaded = 0
 
     def stop(self) -> None:
@@ -51,6 +51,9 @@ class Uploader:
         for facts in self.pending(active=active):
             self._upload(facts)
         self._remove_dropped_packs()
+        if not self._compared_packs:
+            self._remove_unknown_packs()
+            self._compared_packs = True
         while self._groups:
             self._compare(self._groups[-1])
             self._groups.pop()
@@ -78,6 +81,10 @@ class Uploader:
             and self._parts.folder.pack(facts.number).exists()
         ]
 
+    def pending_bytes(self) -> int:
+        """Of packs, the one that grows among them."""
+        return sum(facts.end for facts in self.pending(active=True))
+
     def _upload(self, facts: PackFacts) -> None:
         path, name = self._parts.folder.pack(facts.number), self._parts.ledger.pack_name(facts.number)
         with operation("read a pack"):
@@ -86,12 +93,16 @@ class Uploader:
             except FileNotFoundError:
                 return  # compacted meanwhile
         try:
+            if disk.size(path) < facts.end:
+                _log.error("pack %d is shorter than it was: see `overtone store fsck`", facts.number)
+                return
             stored = self._remote.put(name, self._chunks(handle, facts.end))
+        except FileNotFoundError:
+            return
         finally:
             disk.close(handle)
         if stored.size != facts.end:
-            _log.error("pack %d is shorter than it was: see `overtone store fsck`", facts.number)
-            return
+            return  # it is compared again
         self._parts.ledger.put(facts.number, stored)
         self.uploaded += 1
 
@@ -112,6 +123,14 @@ class Uploader:
                 self._remote.delete(self._parts.ledger.pack_name(number))
                 self._parts.ledger.remove(number)
 
+    def _remove_unknown_packs(self) -> None:
+        """Packs of a process that ended between an upload and the ledger."""
+        known = {facts.number for facts in self._parts.index.packs()} | set(self._parts.ledger.numbers())
+        names = set(map(self._parts.ledger.pack_name, known))
+        for name in list(self._remote.names(self._parts.ledger.packs_below)):
+            if name not in names:
+                self._remote.delete(name)
+
     def _compare(self, group: str) -> None:
         """All own files whose digests begin with this digit, here and there."""
         there = {name.rpartition("/")[2] for name in self._remote.names(self._parts.ledger.blobs_below(group))}
@@ -126,12 +145,14 @@ class Uploader:
         place = self._parts.index.place_of(digest)
         if not self._parts.own.needed(digest):
             self._remote.delete(name)
+            self._parts.ledger.mark_lost(digest, False)
         elif place is not None:
             with operation("read an adapter"):
                 blob = self._parts.own.read(digest)
             if blob is None or not sound(digest, blob):
                 return
             there = self._remote.head(name)
-            if there is None or there.size != len(blob):
+            if there is None or there.size != len(blob) or self._parts.ledger.is_lost(digest):
                 self._remote.put(name, (blob[at : at + _CHUNK] for at in range(0, len(blob), _CHUNK)))
+                self._parts.ledger.mark_lost(digest, False)
                 self.uploaded += 1

@@ -29,7 +29,7 @@ from overtone.adapters.records import Kind
 from overtone.adapters.resident import resident_nbytes
 from overtone.kernels import Delta
 
-__all__ = ["Admitted", "Recipes"]
+__all__ = ["Admitted", "Recipes", "kind_of"]
 
 _PLANNERS: Mapping[str, Callable[[Source], Planner]] = {
     "loca": loca,
@@ -38,6 +38,7 @@ _PLANNERS: Mapping[str, Callable[[Source], Planner]] = {
     "waveft": waveft,
 }
 _RECIPE_BYTES = _PLAN_BYTES = 64 << 20
+_LAYOUT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,12 @@ class Recipes:
 
     def __init__(self, context: ParserContext, known: Known, *, strict_base: bool = False) -> None:
         self._context, self._known, self._strict = context, known, strict_base
-        self._learned, self._plans = Memo(_RECIPE_BYTES), Memo(_PLAN_BYTES)
+        self._learned, self._plans, self._layouts = Memo(_RECIPE_BYTES), Memo(_PLAN_BYTES), Memo(_LAYOUT_BYTES)
 
     @property
     def nbytes(self) -> int:
         """Of what it has learned."""
-        return self._learned.nbytes + self._plans.nbytes
+        return self._learned.nbytes + self._plans.nbytes + self._layouts.nbytes
 
     def admit(self, files: AdapterFiles) -> Admitted | None:
         """What `learn` returns for these files, if it has learned how; None if not, or if they may be refused."""
@@ -89,7 +90,7 @@ class Recipes:
         learns its recipe if it has one. Raises what `parse_adapter` raises."""
         parsed = parse_adapter(files, self._context, strict_base=self._strict)
         parsed = replace(parsed, base_fingerprint=self._context.base.fingerprint)
-        encoded, kind = encode(parsed), _kind(parsed)
+        encoded, kind = encode(parsed), kind_of(parsed)
         recipe = self._recipe(files, parsed, encoded)
         if recipe is not None:
             nbytes = recipe.nbytes + len(files.config) + 2 * len(header_of(files.weights))
@@ -121,7 +122,7 @@ class Recipes:
         except (KeyError, ValueError):
             return None  # tensors that this family has besides, or of several dtypes
         bare = replace(parsed, deltas={})
-        recipe = Recipe(bare, encoded, self._context.base, planner, self._known, self._plans)
+        recipe = Recipe(bare, encoded, self._context.base, planner, self._known, self._plans, self._layouts)
         admitted = recipe.admit(files.weights)
         return recipe if admitted is not None and admitted[0].digest == encoded.digest else None
 
@@ -140,7 +141,8 @@ def _key(files: AdapterFiles) -> tuple[object, ...]:
     return files.layout, files.config, header_of(files.weights)
 
 
-def _kind(parsed: ParsedAdapter) -> Kind:
+def kind_of(parsed: ParsedAdapter) -> Kind:
+    """What the catalogue keeps of it."""
     return Kind(
         family=parsed.family,
         module_count=len(parsed.deltas),

@@ -21,7 +21,8 @@ from overtone.adapters.families.types import ParsedAdapter
 from overtone.adapters.memo import Memo
 from overtone.adapters.recipes.plan import Fold, Places, Planner, Raw
 
-_LAYOUT_BYTES = 4 << 20
+_BYTES_OF_FACTS = 7
+"""What a byte of a layout takes in memory, as Python's objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,20 @@ class Recipe:
         planner: Planner,
         known: Known,
         plans: Memo,
+        layouts: Memo,
     ) -> None:
-        """parsed: the first adapter of its kind; encoded: the same; known, plans: those of all recipes."""
+        """parsed: the first adapter of its kind; encoded: the same; known, plans, layouts: those of all recipes."""
         facts = read_file(encoded.blob).facts
         layout = read_file(encoded.shared[facts["layout"]]).facts
         self._adapter, self._base = parsed, base
         self._modules: Mapping[str, Any] = layout["modules"]
         self._wide = read_file(encoded.shared[facts["places"]]).vectors()["rows"].dtype == "I32"
-        self._planner, self._known, self._plans = planner, known, plans
-        self._layouts = Memo(_LAYOUT_BYTES)
+        self._planner, self._known, self._plans, self._layouts = planner, known, plans, layouts
+        self._facts_bytes = _BYTES_OF_FACTS * len(encoded.shared[facts["layout"]])
 
     @property
     def nbytes(self) -> int:
-        return self._planner.nbytes
+        return self._planner.nbytes + self._facts_bytes
 
     def admit(self, weights: bytes) -> tuple[Encoded, Sparse] | None:
         """The adapter in a file with the recipe's header, as encoded and as decoded; None if anything is odd."""
@@ -95,7 +97,7 @@ class Recipe:
     def _made(self, fold: Fold, places: Places) -> _Plan:
         owners, rows, cols = places.once()
         blob, layout = self._layouts.get(
-            (places.counts.tobytes(), owners), lambda: self._layout(places.counts.tolist(), owners)
+            (self, places.counts.tobytes(), owners), lambda: self._layout(places.counts.tolist(), owners)
         )
         located = named(write_places(rows, cols, wide=self._wide))
         return _Plan(blob, layout, located, torch.from_numpy(rows), torch.from_numpy(cols), fold)
