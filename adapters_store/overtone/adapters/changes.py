@@ -1,17 +1,18 @@
 """Changes of adapters: one after another, each durable before it is told.
 
-Order of a change: blobs, then the catalogue row, then the event, then memory, and last what is needed no more.
+Order of a change: blobs, then the catalogue row, then the event, then memory, and last what is needed no more. From the row
+on it has happened, and nothing that fails makes it look otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Literal
 
 from overtone.adapters.admission import Admission, checked_entry
-from overtone.adapters.catalogue import Catalogue, Entry, Options, Resolved, already_exists
+from overtone.adapters.catalogue import Catalogue, Entry, Options, Outcome, Resolved, already_exists
 from overtone.adapters.events import Events
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.lookups import Lookups
@@ -23,6 +24,8 @@ from overtone.adapters.residency import ENTRY_BYTES
 from overtone.adapters.resident import ResidentAdapter
 from overtone.adapters.versions import Versions
 from overtone.errors import OvertoneError
+
+_log = logging.getLogger(__name__)
 
 
 class Changes:
@@ -51,24 +54,48 @@ class Changes:
         entry = checked_entry(adapter_id, admitted, options, self._room)
         if options.validate_only:
             return self._catalogue.put(entry, {})
-        version, make = entry.version, partial(self._made, admitted)
-        with self._versions.changing, ExitStack() as after:
-            if options.pinned or (options.pinned is None and self._catalogue.is_pinned(adapter_id)):
-                after.enter_context(self._versions.held(version.digest, version.resident_bytes, make))
+        version = entry.version
+        # Made before others have to wait, and where it may still fail.
+        ready = self._made(admitted) if self._versions.residency.state(version.digest) == "stored" else None
+        with self._versions.changing, ExitStack() as kept:
             before = self._catalogue.find(adapter_id)
-            with self._blobs.store(_blobs_of([admitted])) as places, self._lookups.change(adapter_id):
-                record = self._catalogue.put(entry, places)
-            # Whoever names it next need not wait for the disk.
-            self._versions.residency.insert(version.digest, make())
-            self._prune(record)
-            if record.pinned or (before is not None and before.pinned):
-                self._versions.follow_pins()
-            if before is None or before.etag != record.etag:
-                self._events.tell("created" if before is None else "updated", adapter_id, record)
+            if options.pinned or (options.pinned is None and before is not None and before.pinned):
+                make = partial(self._made, admitted) if ready is None else lambda: ready
+                kept.enter_context(self._versions.held(version.digest, version.resident_bytes, make))
+            with self._blobs.store(_blobs_of([admitted])) as places:
+                with self._lookups.change(adapter_id):
+                    record = self._catalogue.put(entry, places)
+                self._tell(before, record)
+            if ready is not None:  # whoever names it next need not wait for the disk
+                self._versions.residency.insert(version.digest, ready)
+            self._follow(before, record)
+            if len(record.versions) > self._keep:
+                self._prune([adapter_id])
             return record
 
     def _made(self, admitted: Admitted) -> ResidentAdapter:
         return self._versions.made(admitted.encoded.digest, admitted.kind.family, admitted.contents, "memory")
+
+    def _tell(self, before: AdapterRecord | None, record: AdapterRecord) -> None:
+        if before is None or before.etag != record.etag:
+            self._events.tell("created" if before is None else "updated", record.id, record)
+
+    def _follow(self, before: AdapterRecord | None, record: AdapterRecord | None) -> None:
+        """Has pins follow a change, if it is one of them."""
+        if _pin(before) != _pin(record):
+            self._versions.follow_pins()
+
+    def _prune(self, adapter_ids: Collection[str]) -> None:
+        """Forgets versions that are too many. What cannot be forgotten now is when one of these adapters changes again."""
+        try:
+            with ExitStack() as changes:
+                for adapter_id in adapter_ids:
+                    changes.enter_context(self._lookups.change(adapter_id))
+                freed = self._catalogue.prune_many(adapter_ids, self._keep)
+        except OvertoneError as error:
+            _log.warning("old versions of %d adapters are left for their next change: %s", len(adapter_ids), error)
+        else:
+            self._versions.sweep(freed.versions)
 
     def import_many(self, items: Sequence[ImportItem]) -> list[ImportResult]:
         refused: dict[int, OvertoneError] = {}
@@ -93,29 +120,35 @@ class Changes:
         if not entries:
             return []
         with self._versions.changing:
-            with self._blobs.store(_blobs_of(admitted)) as places, ExitStack() as changes:
-                for entry in entries:
-                    changes.enter_context(self._lookups.change(entry.adapter_id))
-                outcomes = self._catalogue.put_many(entries, places)
-            results = [ImportResult(o.adapter_id, o.digest, o.outcome) for o in outcomes if o.outcome != "exists"]
-            for result, one in zip(results, admitted, strict=True):
-                if result.outcome == "updated" or (result.outcome == "created" and self._events.heard):
-                    self._imported(result.outcome, self._catalogue.get(result.adapter_id), one)
-            return results
+            with self._blobs.store(_blobs_of(admitted)) as places:
+                with ExitStack() as changes:
+                    for entry in entries:
+                        changes.enter_context(self._lookups.change(entry.adapter_id))
+                    outcomes = self._catalogue.put_many(entries, places)
+                self._tell_all(outcomes)
+            self._pin_all({o.adapter_id: one for o, one in zip(outcomes, admitted, strict=True) if o.pinned})
+            if updated := {o.adapter_id for o in outcomes if o.outcome == "updated"}:
+                self._prune(updated)
+            return [ImportResult(o.adapter_id, o.digest, o.outcome) for o in outcomes if o.outcome != "exists"]
 
-    def _imported(self, kind: Literal["created", "updated"], record: AdapterRecord, admitted: Admitted) -> None:
-        self._prune(record)
-        if record.pinned and record.digest == admitted.encoded.digest:  # an id may come twice in a batch
+    def _tell_all(self, outcomes: Sequence[Outcome]) -> None:
+        for one in outcomes:
+            if one.outcome != "exists" and one.outcome != "unchanged" and self._events.heard:
+                self._events.tell(one.outcome, one.adapter_id, self._at_hand(one.adapter_id))
+
+    def _at_hand(self, adapter_id: str) -> AdapterRecord | None:
+        try:
+            return self._catalogue.get(adapter_id)
+        except OvertoneError:
+            return None
+
+    def _pin_all(self, pinned: Mapping[str, Admitted]) -> None:
+        """Adapters by their ids, as they are now."""
+        if pinned:
             self._versions.follow_pins()
-            self._versions.residency.insert(record.digest, self._made(admitted))
-        self._events.tell(kind, record.id, record)
-
-    def _prune(self, record: AdapterRecord) -> None:
-        """Forgets versions that are too many."""
-        if len(record.versions) > self._keep:
-            with self._lookups.change(record.id):
-                freed = self._catalogue.prune(record.id, self._keep)
-            self._versions.sweep(freed.versions)
+        for admitted in pinned.values():
+            if self._versions.residency.state(admitted.encoded.digest) == "stored":
+                self._versions.residency.insert(admitted.encoded.digest, self._made(admitted))
 
     def update(
         self, adapter_id: str, *, pinned: bool | None, labels: Mapping[str, str] | None, etag: str
@@ -128,9 +161,8 @@ class Changes:
                 after.enter_context(self._versions.held(found.digest, found.resident_bytes))
             with self._lookups.change(adapter_id):
                 record = self._catalogue.update(adapter_id, pinned=pinned, labels=checked, etag=etag)
-            self._versions.follow_pins()
-            if record.etag != before.etag:
-                self._events.tell("updated", adapter_id, record)
+            self._tell(before, record)
+            self._follow(before, record)
             return record
 
     def activate(self, adapter_id: str, version: str, etag: str) -> AdapterRecord:
@@ -141,9 +173,8 @@ class Changes:
                 after.enter_context(self._versions.held(found.digest, found.resident_bytes))
             with self._lookups.change(adapter_id):
                 record = self._catalogue.activate(adapter_id, version, etag)
-            self._versions.follow_pins()
-            if record.etag != before.etag:
-                self._events.tell("updated", adapter_id, record)
+            self._tell(before, record)
+            self._follow(before, record)
             return record
 
     def delete(self, adapter_id: str, etag: str) -> Deletion:
@@ -151,10 +182,14 @@ class Changes:
             before = self._catalogue.get(check_id(adapter_id), etag)
             with self._lookups.change(adapter_id):
                 freed = self._catalogue.delete(adapter_id, etag)
-            self._versions.follow_pins()
-            deletion = self._versions.sweep(freed.versions)
             self._events.tell("deleted", adapter_id, before)
-            return deletion
+            self._follow(before, None)
+            return self._versions.sweep(freed.versions)
+
+
+def _pin(record: AdapterRecord | None) -> str:
+    """The version that is pinned by an adapter, or ""."""
+    return record.digest if record is not None and record.pinned else ""
 
 
 def _blobs_of(admitted: Sequence[Admitted]) -> dict[str, bytes]:

@@ -88,7 +88,7 @@ class AdapterStore:
             self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used)
             self._versions.sweep(self._catalogue.unused())
             self._versions.load_pinned()
-            self._upkeep = Upkeep([self.flush, self._disk.tidy], _UPKEEP_S)
+            self._upkeep = Upkeep([self.flush, self._versions.catch_up, self._disk.tidy], _UPKEEP_S)
             self._closing = undo.pop_all()
 
     @property
