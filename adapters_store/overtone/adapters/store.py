@@ -6,6 +6,7 @@ crash leaves in between the catalogue knows, and the next start removes it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -40,6 +41,7 @@ from overtone.adapters.shared import SharedBlobs
 from overtone.adapters.upkeep import Upkeep
 from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
+from overtone.errors import StoreFailed
 
 __all__ = [
     "AdapterRecord",
@@ -58,6 +60,7 @@ __all__ = [
     "Wanted",
 ]
 
+_log = logging.getLogger(__name__)
 _PROJECTOR_ROWS = 256
 """PiCa's usual rank."""
 _UPKEEP_S = 5.0
@@ -101,15 +104,24 @@ class AdapterStore:
         self._versions.on_load = listener
 
     def close(self) -> None:
+        """Lets go of everything even if the disk refuses what is still to be written down."""
         self._upkeep.close()
-        self.flush()
-        self._versions.close()
-        self._closing.close()
+        try:
+            self.flush()
+        except StoreFailed as error:
+            _log.warning("when adapters were last used is lost: %s", error)
+        finally:
+            self._versions.close()
+            self._closing.close()
 
     def flush(self) -> None:
-        """Writes down when adapters were last used."""
+        """Writes down when adapters were last used. Raises `StoreFailed`, and the next call tries again."""
         if used := self._used.take():
-            self._catalogue.touch(used)
+            try:
+                self._catalogue.touch(used)
+            except StoreFailed:
+                self._used.put_back(used)
+                raise
 
     def begin_upload(self) -> Upload:
         return Upload(self._disk.folder.tmp, self._config.max_upload_bytes)
