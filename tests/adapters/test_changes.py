@@ -11,7 +11,8 @@ import pytest
 
 from overtone.adapters import AdapterStore
 from overtone.adapters.operations import Event, ImportItem
-from overtone.errors import StoreFailed
+from overtone.adapters.store import Wanted
+from overtone.errors import AdapterMemoryFull, AdapterNotFound, StoreFailed
 from support.adapters import adapter_files, open_store, put
 from support.stored import versions_on_disk
 
@@ -137,3 +138,82 @@ def test_pins_are_read_again_only_where_they_change(
     ) == [1, 1, 1, 1]
     assert store._versions.residency._contents._pinned == {store.get("pinned").digest}
     assert store.residency_state(store.get("pinned").digest) == "resident"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_pinned_adapter_goes_back_only_to_what_is_in_memory(tmp_path: Path, loca: Make, named: bool) -> None:
+    """There is room for two, and one of them is pinned."""
+    with closing(open_store(tmp_path / "probe")) as probe:
+        used = [put(probe, loca(seed), str(seed)) and probe.stats().resident_bytes for seed in (1, 2)]
+    memory_bytes = used[1] + (used[1] - used[0]) // 2
+    with closing(open_store(tmp_path / "store", memory_bytes=memory_bytes)) as store:
+        one = put(store, loca(1), "a").digest
+        two = put(store, loca(2), "a", pinned=True)
+        put(store, loca(3), "b")
+        assert store.residency_state(one) == "stored"
+        version = one[:12] if named else ""
+        with store.acquire("b"), pytest.raises(AdapterMemoryFull):
+            store.activate("a", version)
+        assert store.get("a") == two
+        assert store.activate("a", version).digest == one
+        assert store.residency_state(one) == "resident"
+        put(store, loca(4), "c")
+        store.acquire("b").release()
+        assert store.residency_state(one) == "resident"
+
+
+def test_nothing_from_before_to_go_back_to(store: AdapterStore, loca: Make) -> None:
+    put(store, loca(1), "a", pinned=True)
+    with pytest.raises(AdapterNotFound, match="no version from before"):
+        store.activate("a")
+    with pytest.raises(AdapterNotFound, match="there is no adapter b"):
+        store.activate("b")
+
+
+def test_who_names_no_version_gets_one_though_the_first_found_has_gone(
+    store: AdapterStore, loca: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is replaced, and its only version freed, between being found and being retained."""
+    first = put(store, loca(0), "a").digest
+    residency, seeds = store._versions.residency, [1, 2, 3]
+    retain = residency.retain
+
+    def retain_late(digest: str, **how: bool) -> None:
+        if seeds:
+            monkeypatch.setattr(residency, "retain", retain)
+            put(store, loca(seeds.pop()), "a")
+            monkeypatch.setattr(residency, "retain", retain_late)
+        retain(digest, **how)
+
+    monkeypatch.setattr(residency, "retain", retain_late)
+    with store.acquire("a") as lease:
+        assert (lease.adapter.digest, seeds) == (store.get("a").digest, [])
+    current = lease.adapter.digest
+    for reference, message in ((f"a@{first[:12]}", first[:12]), (f"a@{current}", current)):
+        seeds.append(len(reference))
+        with pytest.raises(AdapterNotFound, match=f"no version {message}"):
+            store.acquire_all([Wanted(reference)])
+    seeds.clear()
+    assert store.stats().leased_count == 0
+    assert versions_on_disk(store._config.root) == [store.get("a").digest]
+
+
+def test_a_full_disk_loses_no_times_and_keeps_nothing_open(
+    tmp_path: Path, loca: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(tmp_path)
+    for name in "ab":
+        put(store, loca(1), name)
+        store.acquire(name).release()
+    with monkeypatch.context() as patch:
+        patch.setattr(store._catalogue, "touch", refuse)
+        with pytest.raises(StoreFailed):
+            store.flush()
+    store.acquire("a").release()
+    store.flush()
+    assert store.get("a").last_used_time > store.get("b").last_used_time  # type: ignore[operator]
+    store.acquire("b").release()
+    monkeypatch.setattr(store._catalogue, "touch", refuse)
+    store.close()
+    assert "last used" in caplog.text
+    open_store(tmp_path).close()

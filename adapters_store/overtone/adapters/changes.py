@@ -168,8 +168,8 @@ class Changes:
     def activate(self, adapter_id: str, version: str, etag: str) -> AdapterRecord:
         with self._versions.changing, ExitStack() as after:
             before = self._catalogue.get(check_id(adapter_id), etag)
-            if before.pinned and version:
-                found = self._catalogue.resolve(adapter_id, version)
+            if before.pinned:
+                found = self._catalogue.target(adapter_id, version)
                 after.enter_context(self._versions.held(found.digest, found.resident_bytes))
             with self._lookups.change(adapter_id):
                 record = self._catalogue.activate(adapter_id, version, etag)

@@ -116,6 +116,11 @@ class Catalogue(BlobIndex):
         with self._connections.reading() as db:
             return rows.resolve(db, adapter_id, prefix)
 
+    def target(self, adapter_id: str, prefix: str = "") -> Resolved:
+        """The version that `activate` would make the current one. Raises `AdapterNotFound`, `InvalidRequest`."""
+        with self._connections.reading() as db:
+            return rows.resolve(db, adapter_id, prefix) if prefix else rows.previous(db, adapter_id)
+
     def page(self, listing: Listing) -> Page:
         """Raises `InvalidRequest` for a filter that is none."""
         with self._connections.snapshot() as db:
