@@ -45,6 +45,11 @@ class ResidentAdapter:
     shared: Mapping[str, int] = field(default_factory=dict)
     source: Source = "disk"
 
+    @property
+    def whole_nbytes(self) -> int:
+        """With what others may use as well."""
+        return self.nbytes + sum(self.shared.values())
+
 
 class SharedOnDevice:
     """Patterns and matrices on one device, each there once while an adapter uses it. Thread-safe."""
