@@ -11,10 +11,14 @@ import pytest
 
 from overtone.adapters import AdapterStore
 from overtone.adapters.operations import Event, ImportItem
+from overtone.adapters.residency import ENTRY_BYTES
 from overtone.adapters.store import Wanted
 from overtone.errors import AdapterMemoryFull, AdapterNotFound, StoreFailed
 from support.adapters import adapter_files, open_store, put
+from support.peft_base import base_of
+from support.peft_folders import peft_config, peft_folder
 from support.stored import versions_on_disk
+from support.tiny import tiny_model
 
 Make = Callable[[int], Path]
 READS_AND_WRITES = ("prune_many", "pinned", "refers_to", "place_of", "release", "get")
@@ -217,3 +221,29 @@ def test_a_full_disk_loses_no_times_and_keeps_nothing_open(
     store.close()
     assert "last used" in caplog.text
     open_store(tmp_path).close()
+
+
+def test_what_can_never_be_in_memory_is_not_taken_in(tmp_path: Path) -> None:
+    """With what it shares, to the byte: what is taken in can be served."""
+    model = tiny_model()
+    base = base_of(model)
+    folders = [
+        peft_folder(tmp_path / "vera", model, peft_config("VeraConfig", target_modules=["gate_proj"], r=8)),
+        peft_folder(
+            tmp_path / "fourier", model, peft_config("FourierFTConfig", target_modules=["q_proj"], n_frequency=9)
+        ),
+    ]
+    for folder in folders:
+        with closing(open_store(tmp_path / f"{folder.name}-probe", base=base)) as probe:
+            put(probe, folder, "a")
+            needed = probe.stats().resident_bytes
+            assert needed > probe._catalogue.resolve("a").resident_bytes + ENTRY_BYTES
+        with closing(open_store(tmp_path / f"{folder.name}-less", base=base, memory_bytes=needed - 1)) as store:
+            with pytest.raises(AdapterMemoryFull, match="never fits") as caught:
+                put(store, folder, "a")
+            assert caught.value.retry_after_s is None
+            assert [result.outcome for result in store.import_many(items(("a", folder)))] == ["refused"]
+            assert store.stats().version_count == 0
+        with closing(open_store(tmp_path / f"{folder.name}-enough", base=base, memory_bytes=needed)) as store:
+            assert store.import_many(items(("a", folder)))[0].error is None
+            store.acquire("a").release()

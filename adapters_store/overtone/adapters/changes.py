@@ -88,9 +88,7 @@ class Changes:
     def _prune(self, adapter_ids: Collection[str]) -> None:
         """Forgets versions that are too many. What cannot be forgotten now is when one of these adapters changes again."""
         try:
-            with ExitStack() as changes:
-                for adapter_id in adapter_ids:
-                    changes.enter_context(self._lookups.change(adapter_id))
+            with self._lookups.change(*adapter_ids):
                 freed = self._catalogue.prune_many(adapter_ids, self._keep)
         except OvertoneError as error:
             _log.warning("old versions of %d adapters are left for their next change: %s", len(adapter_ids), error)
@@ -121,13 +119,14 @@ class Changes:
             return []
         with self._versions.changing:
             with self._blobs.store(_blobs_of(admitted)) as places:
-                with ExitStack() as changes:
-                    for entry in entries:
-                        changes.enter_context(self._lookups.change(entry.adapter_id))
+                with self._lookups.change(*(entry.adapter_id for entry in entries)):
                     outcomes = self._catalogue.put_many(entries, places)
                 self._tell_all(outcomes)
-            self._pin_all({o.adapter_id: one for o, one in zip(outcomes, admitted, strict=True) if o.pinned})
-            if updated := {o.adapter_id for o in outcomes if o.outcome == "updated"}:
+            updated = {
+                o.adapter_id: (o, one) for o, one in zip(outcomes, admitted, strict=True) if o.outcome == "updated"
+            }
+            self._pin_all([one for outcome, one in updated.values() if outcome.pinned])
+            if updated:
                 self._prune(updated)
             return [ImportResult(o.adapter_id, o.digest, o.outcome) for o in outcomes if o.outcome != "exists"]
 
@@ -142,11 +141,10 @@ class Changes:
         except OvertoneError:
             return None
 
-    def _pin_all(self, pinned: Mapping[str, Admitted]) -> None:
-        """Adapters by their ids, as they are now."""
+    def _pin_all(self, pinned: Sequence[Admitted]) -> None:
         if pinned:
             self._versions.follow_pins()
-        for admitted in pinned.values():
+        for admitted in pinned:
             if self._versions.residency.state(admitted.encoded.digest) == "stored":
                 self._versions.residency.insert(admitted.encoded.digest, self._made(admitted))
 

@@ -134,6 +134,14 @@ def resident_nbytes(deltas: Mapping[str, Delta]) -> int:
     return 4 * gains + sum(map(prepared_nbytes, cores.values()))
 
 
+def shared_nbytes(contents: Mapping[str, Delta] | PackedDeltas) -> int:
+    """Of the matrices that adapters to be made of these share, and of what packed ones do."""
+    if isinstance(contents, PackedDeltas):
+        return sum(_shared_parts(contents).values())
+    terms = (term for delta in contents.values() for term in delta.terms)
+    return sum({key: nbytes for term in terms for key, nbytes in _shared_bytes(term).items()}.values())
+
+
 def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAdapter:
     """One adapter whose deltas are the weighted sums of others': sum over i of w_i delta_W_i.
 
