@@ -112,7 +112,7 @@ def test_leases_end_while_the_store_is_copied(
     lease.release()
     released.set()
     worker.join()
-    store._versions.sweep_doomed()
+    store._versions.catch_up()
     assert not store._versions._doomed
     assert [record.id for record in store.list(10)[0]] == ["b"]
     assert store.stats().version_count == 1

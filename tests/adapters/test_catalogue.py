@@ -46,7 +46,7 @@ def test_a_record_says_what_was_put(catalogue: Catalogue, packer: Packer) -> Non
     assert catalogue.resolve("x") == Resolved(C.digest, 200, "acme", "ready", 100)
     assert catalogue.pinned() == {C.digest: 200}
     assert catalogue.counts() == Counts(1, 1, 1, 100)
-    assert (catalogue.exists("x"), catalogue.exists("y"), catalogue.is_pinned("x")) == (True, False, True)
+    assert (catalogue.exists("x"), catalogue.exists("y")) == (True, False)
 
 
 def test_options_change_by_themselves(catalogue: Catalogue, packer: Packer) -> None:
@@ -147,11 +147,26 @@ def test_prune_keeps_the_newest_and_the_current(catalogue: Catalogue, packer: Pa
         catalogue.put(entry("x", one), packer.places(one))
     catalogue.put(entry("y", B), {})
     catalogue.activate("x", A.digest)
-    assert catalogue.prune("x", 3) == Freed(())
-    assert catalogue.prune("x", 0) == Freed((C.digest,))
+    assert catalogue.prune_many(["x"], 3) == Freed(())
+    assert catalogue.prune_many(["x"], 0) == Freed((C.digest,))
     assert catalogue.get("x").versions == (A.digest,)
     with pytest.raises(AdapterNotFound):
         catalogue.activate("x")
+
+
+def test_prune_many(catalogue: Catalogue, packer: Packer) -> None:
+    """What several had and none has any more is freed, once; who is not there is passed over."""
+    for one in (A, B):
+        catalogue.put_many([entry("x", one), entry("y", one), entry("z", one)], packer.places(one))
+    assert catalogue.prune_many(["x", "nobody", "y"], 1) == Freed(())
+    assert catalogue.prune_many(["z", "x"], 1) == Freed((A.digest,))
+    assert [catalogue.get(name).versions for name in "xyz"] == [(B.digest,)] * 3
+
+
+def test_outcomes_say_who_is_pinned(catalogue: Catalogue, packer: Packer) -> None:
+    catalogue.put(entry("x", A, pinned=True), packer.places(A))
+    entries = [entry("x", B), entry("y", B), entry("z", B, pinned=True), entry("x", B, pinned=False)]
+    assert [one.pinned for one in catalogue.put_many(entries, packer.places(B))] == [True, False, True, False]
 
 
 def test_what_is_freed_is_known_until_it_is_released(catalogue: Catalogue, packer: Packer) -> None:
@@ -253,7 +268,7 @@ def test_kinds_go_with_their_last_version(catalogue: Catalogue, packer: Packer) 
         kind = replace(KINDS[0], base_model_name_or_path=f"name {number}")
         one = replace(version(f"v{number}"), kind=kind)
         assert catalogue.put(entry("x", one), packer.places(one)).base_model_name_or_path == f"name {number}"
-        catalogue.release(catalogue.prune("x", 1).versions)
+        catalogue.release(catalogue.prune_many(["x"], 1).versions)
     with catalogue._connections.reading() as db:
         assert db.execute("SELECT count(*) FROM kinds").fetchone() == (1,)
 
@@ -268,7 +283,7 @@ def test_readers_and_writers_at_once(catalogue: Catalogue, packer: Packer) -> No
         for step in range(60):
             one = versions[step % 4]
             catalogue.put_many([entry(f"id{i}", one) for i in range(10)], packer.places(one))
-            catalogue.prune(f"id{step % 10}", 2)
+            catalogue.prune_many([f"id{step % 10}", "nobody"], 2)
 
     def read() -> int:
         answers = 0

@@ -144,10 +144,11 @@ class CatalogueMachine(RuleBasedStateMachine):
         if adapter_id in self.model.adapters:
             assert self.catalogue.delete(adapter_id) == Freed(tuple(self.model.delete(adapter_id)))
 
-    @rule(adapter_id=ids, keep=st.integers(0, 3))
-    def prune(self, adapter_id: str, keep: int) -> None:
-        if adapter_id in self.model.adapters:
-            assert self.catalogue.prune(adapter_id, keep) == Freed(tuple(self.model.prune(adapter_id, keep)))
+    @rule(chosen=st.lists(ids, unique=True, max_size=3), keep=st.integers(0, 3))
+    def prune_many(self, chosen: list[str], keep: int) -> None:
+        there = [adapter_id for adapter_id in chosen if adapter_id in self.model.adapters]
+        freed = [digest for adapter_id in there for digest in self.model.prune(adapter_id, keep)]
+        assert sorted(self.catalogue.prune_many(chosen, keep).versions) == sorted(freed)
 
     @rule(chosen=st.lists(versions, max_size=4))
     def release(self, chosen: list[Version]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from overtone.adapters.residency import ENTRY_BYTES, Residency, cache
 from overtone.adapters.residency.eviction import Candidate, EvictionOrder
 from overtone.adapters.resident import ResidentAdapter
+from overtone.errors import AdapterMemoryFull
 
 ADAPTERS, REQUESTS, ROOM = 1000, 10_000, 100
 
@@ -163,7 +164,9 @@ def test_an_eviction_looks_at_few() -> None:
     assert Counted.compared < 32 * 2 * 2 * 13
 
 
-def test_room_for_a_large_one_is_made_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared", [0, 90])
+@pytest.mark.parametrize("how", ["load", "insert"])
+def test_room_for_a_large_one_is_made_bit_by_bit(monkeypatch: pytest.MonkeyPatch, how: str, shared: int) -> None:
     """Nobody waits for the lock until all that must go has gone."""
     monkeypatch.setattr(cache, "_BIT", 10)
     residency = Residency(100)
@@ -178,10 +181,52 @@ def test_room_for_a_large_one_is_made_bit_by_bit(monkeypatch: pytest.MonkeyPatch
         return gone
 
     monkeypatch.setattr(residency._contents, "make_room", watched)
-    use(residency, "large", 95)
+    large = ResidentAdapter("large", "vera", {}, 95 - shared, {"x": shared} if shared else {})
+    if how == "insert":
+        assert residency.insert("large", large)
+    else:
+        residency.retain("large")
+        assert residency.load("large", large.nbytes, lambda: large) is large
     assert max(evicted) == 10
     assert sum(evicted) == 95
     assert residency.stats(0).resident_bytes == 100
+
+
+def test_nothing_goes_for_what_finds_no_room_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an idle one shares with it would not be free."""
+    monkeypatch.setattr(cache, "_BIT", 10)
+    residency = Residency(100)
+    residency.set_pinned({"pinned"})
+    use(residency, "pinned", 44)
+    assert residency.insert("idle", ResidentAdapter("idle", "vera", {}, 10, {"x": 40}))
+    twin = ResidentAdapter("twin", "vera", {}, 20, {"x": 40})
+    assert not residency.insert("twin", twin)
+    residency.retain("twin")
+    with pytest.raises(AdapterMemoryFull):
+        residency.load("twin", 1, lambda: twin)
+    residency.release("twin")
+    assert residency.state("idle") == "resident"
+    assert residency.stats(0).resident_bytes == 94
+    assert residency.insert("twin", ResidentAdapter("twin", "vera", {}, 16, {"x": 40}))
+    assert residency.stats(0).resident_bytes == 100
+
+
+def test_a_refusal_looks_at_no_candidate() -> None:
+    """What leased and pinned ones share is no room, and is not looked for among all that is idle."""
+    residency = Residency(1000)
+    for i in range(100):
+        use(residency, f"{i}")
+    for name in ("leased", "pinned"):
+        residency.insert(name, ResidentAdapter(name, "vera", {}, 10, {name: 300, "both": 100}))
+    residency.retain("leased")
+    residency.set_pinned({"pinned"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residency._contents.order, "take", lambda: 1 / 0)
+        with pytest.raises(AdapterMemoryFull):
+            use(residency, "new", 500)
+    residency.release("leased")
+    use(residency, "new", 500)  # with one of them goes what the other one does not share
+    assert (residency.state("leased"), residency.state("pinned")) == ("stored", "resident")
 
 
 def test_what_an_entry_takes() -> None:

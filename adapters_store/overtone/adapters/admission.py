@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from overtone.adapters.archive import unarchive
 from overtone.adapters.base import BaseDescription
-from overtone.adapters.canonical import Known
+from overtone.adapters.canonical import Known, Sparse
 from overtone.adapters.catalogue import Entry, Options
 from overtone.adapters.families import ParserContext
 from overtone.adapters.files import ARCHIVED_LAYOUT, AdapterFiles
@@ -14,6 +14,7 @@ from overtone.adapters.memo import Memo, memo_budget
 from overtone.adapters.projectors import Projectors
 from overtone.adapters.recipes import Admitted, Recipes
 from overtone.adapters.records import StoreConfig, Version, check_id, check_labels, check_tenant
+from overtone.adapters.resident import shared_nbytes
 from overtone.errors import AdapterMemoryFull
 
 
@@ -46,9 +47,11 @@ def checked_entry(adapter_id: str, admitted: Admitted, options: Options, memory_
     check_id(adapter_id)
     labels = None if options.labels is None else check_labels(options.labels)
     check_tenant(options.tenant or "")
-    if admitted.resident_bytes > memory_bytes:
-        message = f"the adapter needs {admitted.resident_bytes} bytes in memory and never fits the {memory_bytes}"
-        raise AdapterMemoryFull(f"{message} for adapters")
+    contents = admitted.contents
+    shared = shared_nbytes(contents.packed if isinstance(contents, Sparse) else contents)
+    if admitted.resident_bytes + shared > memory_bytes:
+        message = f"the adapter needs {admitted.resident_bytes} bytes in memory and {shared} that it may share"
+        raise AdapterMemoryFull(f"{message}: that never fits the {memory_bytes} for adapters")
     encoded = admitted.encoded
     version = Version(
         digest=encoded.digest,

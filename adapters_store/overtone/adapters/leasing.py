@@ -22,9 +22,11 @@ from overtone.adapters.records import parse_reference
 from overtone.adapters.resident import ResidentAdapter
 from overtone.adapters.sums import Sum
 from overtone.adapters.versions import Versions
-from overtone.errors import OvertoneError
+from overtone.errors import AdapterNotFound, OvertoneError
 
 _REMEMBERED_INLINE = 10_000
+_TRIES = 5
+"""To retain the current version before it is replaced and gone."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,24 @@ class Leasing:
     def _find(self, wanted: Wanted, tenant: str, parts: ExitStack) -> Found:
         """The adapter, retained until `parts` is closed."""
         with _labelled(wanted):
-            found = self._stored(wanted, tenant) if wanted.files is None else self._brought(wanted, wanted.files)
-            digest = found.share.digest
+            for _ in range(_TRIES - 1):
+                try:
+                    return self._retained(wanted, tenant, parts)
+                except AdapterNotFound as error:
+                    # Who names no version asks for none that has gone meanwhile.
+                    if "version" not in error.metadata or "@" in wanted.reference:
+                        raise
+            return self._retained(wanted, tenant, parts)
+
+    def _retained(self, wanted: Wanted, tenant: str, parts: ExitStack) -> Found:
+        found = self._stored(wanted, tenant) if wanted.files is None else self._brought(wanted, wanted.files)
+        digest = found.share.digest
+        with ExitStack() as retained:
             self._versions.residency.retain(digest, temporary=not found.stored)
-            parts.callback(self._versions.release, digest)
+            retained.callback(self._versions.release, digest)
             found.check()
-            return found
+            parts.push(retained.pop_all())
+        return found
 
     def _stored(self, wanted: Wanted, tenant: str) -> Found:
         adapter_id, prefix = parse_reference(wanted.reference)

@@ -68,13 +68,14 @@ class Lookups(Generic[R]):
         return found
 
     @contextmanager
-    def change(self, adapter_id: str) -> Iterator[None]:
-        """Around the commit of a change of an id, whether or not it succeeds."""
+    def change(self, *adapter_ids: str) -> Iterator[None]:
+        """Around the commit of a change of these ids, whether or not it succeeds."""
         try:
             yield
         finally:
             for cache in (self._current, self._versions, self.missing):
-                cache.forget(adapter_id)
+                for adapter_id in adapter_ids:
+                    cache.forget(adapter_id)
 
     def change_all(self) -> None:
         """After the commit of a change of ids that are not known by name."""

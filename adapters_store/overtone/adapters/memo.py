@@ -20,7 +20,7 @@ def memo_budget(memory_bytes: int, most: int = _BUDGET) -> int:
 
 class Memo:
     """Tuples by key. Thread-safe. The least recently used are forgotten once there are too many, or what in them has
-    `nbytes`, as tensors do, exceeds `max_bytes`."""
+    `nbytes`, as tensors do, exceeds `max_bytes`; one that exceeds it by itself is not kept."""
 
     def __init__(self, max_bytes: int = _BUDGET) -> None:
         self._max_bytes = max_bytes
@@ -42,11 +42,14 @@ class Memo:
             return self._known.get(key)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returned for `key`. Two threads may both make it; both get the same in the end."""
+        """What `make` returned for `key`. Two threads may both make it; both get the same in the end if it is
+        kept."""
         known = self.find(key)
         if known is not None:
             return known  # type: ignore[return-value]
         made = make()
+        if _nbytes(made) > self._max_bytes:
+            return made
         with self._lock:
             if key in self._known:
                 return self._known[key]  # type: ignore[return-value]

@@ -45,6 +45,11 @@ class ResidentAdapter:
     shared: Mapping[str, int] = field(default_factory=dict)
     source: Source = "disk"
 
+    @property
+    def whole_nbytes(self) -> int:
+        """With what others may use as well."""
+        return self.nbytes + sum(self.shared.values())
+
 
 class SharedOnDevice:
     """Patterns and matrices on one device, each there once while an adapter uses it. Thread-safe."""
@@ -127,6 +132,14 @@ def resident_nbytes(deltas: Mapping[str, Delta]) -> int:
     cores = {id(term.core): term.core for term in terms}
     gains = sum(term.gain.numel() for term in terms if term.gain is not None)
     return 4 * gains + sum(map(prepared_nbytes, cores.values()))
+
+
+def shared_nbytes(contents: Mapping[str, Delta] | PackedDeltas) -> int:
+    """Of the matrices that adapters to be made of these share, and of what packed ones do."""
+    if isinstance(contents, PackedDeltas):
+        return sum(_shared_parts(contents).values())
+    terms = (term for delta in contents.values() for term in delta.terms)
+    return sum({key: nbytes for term in terms for key, nbytes in _shared_bytes(term).items()}.values())
 
 
 def mix(key: str, shares: Sequence[tuple[float, ResidentAdapter]]) -> ResidentAdapter:

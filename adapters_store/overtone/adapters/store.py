@@ -1,28 +1,29 @@
 """The store of adapters: blobs on disk, their catalogue, and the adapters in memory, behind one thread-safe interface.
 
-Order of a change: blobs, then the catalogue row, then the events. Order of a deletion: the row, then, when the last lease is
-gone, memory and blobs. What a crash leaves in between the catalogue knows, and the next start removes it.
+Order of a change: see `changes`. Order of a deletion: the row, then, when the last lease is gone, memory and blobs. What a
+crash leaves in between the catalogue knows, and the next start removes it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import torch
 
-from overtone.adapters.admission import Admission, checked_entry
+from overtone.adapters.admission import Admission
 from overtone.adapters.archive import write_archive
 from overtone.adapters.base import BaseDescription
 from overtone.adapters.canonical import Known
-from overtone.adapters.catalogue import Entry, Options, Resolved, already_exists
+from overtone.adapters.catalogue import Options, Resolved
+from overtone.adapters.changes import Changes
 from overtone.adapters.disk import StoreDisk
 from overtone.adapters.events import Events
-from overtone.adapters.files import AdapterFiles
 from overtone.adapters.folder import read_folder
 from overtone.adapters.last_used import LastUsed
 from overtone.adapters.lease import Lease
@@ -34,15 +35,13 @@ from overtone.adapters.packs.problem import no_progress
 from overtone.adapters.paging import Listing, check_page_size, make_page_token, parse_order, parse_page_token
 from overtone.adapters.pending import PendingLease
 from overtone.adapters.projectors import Projectors
-from overtone.adapters.recipes import Admitted
-from overtone.adapters.records import AdapterRecord, StoreConfig, StoreStats, check_id, check_labels
-from overtone.adapters.residency import ENTRY_BYTES, State
-from overtone.adapters.resident import ResidentAdapter
+from overtone.adapters.records import AdapterRecord, StoreConfig, StoreStats, check_id
+from overtone.adapters.residency import State
 from overtone.adapters.shared import SharedBlobs
 from overtone.adapters.upkeep import Upkeep
 from overtone.adapters.upload import Upload
 from overtone.adapters.versions import Versions
-from overtone.errors import OvertoneError
+from overtone.errors import StoreFailed
 
 __all__ = [
     "AdapterRecord",
@@ -61,6 +60,7 @@ __all__ = [
     "Wanted",
 ]
 
+_log = logging.getLogger(__name__)
 _PROJECTOR_ROWS = 256
 """PiCa's usual rank."""
 _UPKEEP_S = 5.0
@@ -74,8 +74,7 @@ class AdapterStore:
 
         Raises `ConfigError` if another process uses the store, or if its catalogue is missing.
         """
-        self._config, self._room = config, config.memory_bytes - ENTRY_BYTES
-        self._events, self._used = Events(), LastUsed()
+        self._config, self._events, self._used = config, Events(), LastUsed()
         with ExitStack() as undo:
             self._disk = undo.enter_context(StoreDisk(config))
             self._blobs, self._catalogue = self._disk.blobs, self._disk.catalogue
@@ -86,10 +85,13 @@ class AdapterStore:
             self._versions = Versions(self._blobs, self._catalogue, base, sharing, config.memory_bytes, device)
             self._lookups = Lookups(self._resolve)
             self._versions.on_broken = self._set_aside
+            self._changes = Changes(
+                config, self._blobs, self._catalogue, self._versions, self._lookups, self._admission, self._events
+            )
             self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used)
             self._versions.sweep(self._catalogue.unused())
             self._versions.load_pinned()
-            self._upkeep = Upkeep([self.flush, self._versions.sweep_doomed, self._tidy], _UPKEEP_S)
+            self._upkeep = Upkeep([self.flush, self._versions.catch_up, self._tidy], _UPKEEP_S)
             self._closing = undo.pop_all()
 
     @property
@@ -106,15 +108,24 @@ class AdapterStore:
         self._versions.on_freed = listener
 
     def close(self) -> None:
+        """Lets go of everything even if the disk refuses what is still to be written down."""
         self._upkeep.close()
-        self.flush()
-        self._versions.close()
-        self._closing.close()
+        try:
+            self.flush()
+        except StoreFailed as error:
+            _log.warning("when adapters were last used is lost: %s", error)
+        finally:
+            self._versions.close()
+            self._closing.close()
 
     def flush(self) -> None:
-        """Writes down when adapters were last used."""
+        """Writes down when adapters were last used. Raises `StoreFailed`, and the next call tries again."""
         if used := self._used.take():
-            self._catalogue.touch(used)
+            try:
+                self._catalogue.touch(used)
+            except StoreFailed:
+                self._used.put_back(used)
+                raise
 
     def _tidy(self) -> None:
         self._disk.tidy(lambda: self._upkeep.ending)
@@ -138,7 +149,7 @@ class AdapterStore:
         Raises `InvalidAdapter`, `InvalidRequest`, `AdapterExists`, `AdapterMemoryFull`, `StoreFailed`.
         """
         options = Options(pinned, labels, tenant, create_only, validate_only)
-        record = self._commit(adapter_id, upload.read, options)
+        record = self._changes.commit(adapter_id, upload.read, options)
         upload.abort()
         return record
 
@@ -155,86 +166,34 @@ class AdapterStore:
     ) -> AdapterRecord:
         """`commit_upload` of a folder below one of the allowed directories. Also raises `PathRefused`, `TooLarge`."""
         read = partial(read_folder, self._config.adapter_roots, path, self._config.max_upload_bytes)
-        return self._commit(adapter_id, read, Options(pinned, labels, tenant, create_only, validate_only))
-
-    def _commit(self, adapter_id: str, read: Callable[[], AdapterFiles], options: Options) -> AdapterRecord:
-        if options.create_only and self._catalogue.exists(check_id(adapter_id)):
-            raise already_exists(adapter_id)
-        check_id(adapter_id)
-        check_labels(options.labels or {})
-        admitted = self._admission.admit(read())
-        entry = checked_entry(adapter_id, admitted, options, self._room)
-        if options.validate_only:
-            return self._catalogue.put(entry, {})
-        version, make = entry.version, partial(self._made, admitted)
-        with self._versions.changing, ExitStack() as after:
-            if options.pinned or (options.pinned is None and self._catalogue.is_pinned(adapter_id)):
-                after.enter_context(self._versions.held(version.digest, version.resident_bytes, make))
-            before = self._catalogue.find(adapter_id)
-            with self._blobs.store(_blobs_of([admitted])) as places, self._lookups.change(adapter_id):
-                record = self._catalogue.put(entry, places)
-            # Whoever names it next need not wait for the disk.
-            self._versions.residency.insert(version.digest, make())
-            self._prune(record)
-            if record.pinned or (before is not None and before.pinned):
-                self._versions.follow_pins()
-            if before is None or before.etag != record.etag:
-                self._events.tell("created" if before is None else "updated", adapter_id, record)
-            return record
-
-    def _made(self, admitted: Admitted) -> ResidentAdapter:
-        return self._versions.made(admitted.encoded.digest, admitted.kind.family, admitted.contents, "memory")
+        return self._changes.commit(adapter_id, read, Options(pinned, labels, tenant, create_only, validate_only))
 
     def import_many(self, items: Sequence[ImportItem]) -> list[ImportResult]:
         """`commit_upload` of many by one transaction: a result for each, in their order.
 
         Those that are refused do not keep the others out. Raises `StoreFailed`, and then none was stored.
         """
-        refused: dict[int, OvertoneError] = {}
-        found: dict[int, tuple[Admitted, Entry]] = {}
-        for place, item in enumerate(items):
-            try:
-                admitted = self._admission.admit(item.files)
-                options = Options(labels=item.labels, tenant=item.tenant)
-                entry = checked_entry(item.adapter_id, admitted, options, self._room)
-            except OvertoneError as error:
-                refused[place] = error
-            else:
-                found[place] = admitted, entry
-        outcomes = self._put_many([admitted for admitted, _ in found.values()], [e for _, e in found.values()])
-        stored = dict(zip(found, outcomes, strict=True))
-        return [
-            ImportResult(item.adapter_id, "", "refused", refused[place]) if place in refused else stored[place]
-            for place, item in enumerate(items)
-        ]
+        return self._changes.import_many(items)
 
-    def _put_many(self, admitted: Sequence[Admitted], entries: Sequence[Entry]) -> list[ImportResult]:
-        if not entries:
-            return []
-        with self._versions.changing:
-            with self._blobs.store(_blobs_of(admitted)) as places, ExitStack() as changes:
-                for entry in entries:
-                    changes.enter_context(self._lookups.change(entry.adapter_id))
-                outcomes = self._catalogue.put_many(entries, places)
-            results = [ImportResult(o.adapter_id, o.digest, o.outcome) for o in outcomes if o.outcome != "exists"]
-            for result, one in zip(results, admitted, strict=True):
-                if result.outcome == "updated" or (result.outcome == "created" and self._events.heard):
-                    self._imported(result.outcome, self._catalogue.get(result.adapter_id), one)
-            return results
+    def update(
+        self, adapter_id: str, *, pinned: bool | None = None, labels: Mapping[str, str] | None = None, etag: str = ""
+    ) -> AdapterRecord:
+        """Changes what is not None. Raises `AdapterNotFound`, `EtagMismatch`, `AdapterMemoryFull` (pinned only)."""
+        return self._changes.update(adapter_id, pinned=pinned, labels=labels, etag=etag)
 
-    def _imported(self, kind: Literal["created", "updated"], record: AdapterRecord, admitted: Admitted) -> None:
-        self._prune(record)
-        if record.pinned and record.digest == admitted.encoded.digest:  # an id may come twice in a batch
-            self._versions.follow_pins()
-            self._versions.residency.insert(record.digest, self._made(admitted))
-        self._events.tell(kind, record.id, record)
+    def activate(self, adapter_id: str, version: str = "", *, etag: str = "") -> AdapterRecord:
+        """Makes a kept version the current one, by the beginning of its digest; "": the one that was current before.
 
-    def _prune(self, record: AdapterRecord) -> None:
-        """Forgets versions that are too many."""
-        if len(record.versions) > self._config.keep_versions:
-            with self._lookups.change(record.id):
-                freed = self._catalogue.prune(record.id, self._config.keep_versions)
-            self._versions.sweep(freed.versions)
+        Raises `AdapterNotFound`, `EtagMismatch`, `AdapterMemoryFull` (of a pinned adapter).
+        """
+        return self._changes.activate(adapter_id, version, etag)
+
+    def delete(self, adapter_id: str, *, etag: str = "") -> Deletion:
+        """Forgets an adapter with its versions; leases on them go on. Says what that frees now, and what when they end.
+
+        Raises `AdapterNotFound`, `EtagMismatch`.
+        """
+        return self._changes.delete(adapter_id, etag)
 
     def _resolve(self, adapter_id: str, prefix: str) -> Resolved:
         """What is broken is not remembered as what an id means: an upload may heal it under another id."""
@@ -261,54 +220,6 @@ class AdapterStore:
         listing = Listing(check_page_size(page_size), filter, parse_order(order_by))
         page = self._catalogue.page(replace(listing, after=parse_page_token(page_token, listing)))
         return page.records, make_page_token(listing, page.next)
-
-    def update(
-        self, adapter_id: str, *, pinned: bool | None = None, labels: Mapping[str, str] | None = None, etag: str = ""
-    ) -> AdapterRecord:
-        """Changes what is not None. Raises `AdapterNotFound`, `EtagMismatch`, `AdapterMemoryFull` (pinned only)."""
-        checked = None if labels is None else check_labels(labels)
-        with self._versions.changing, ExitStack() as after:
-            before = self._catalogue.get(check_id(adapter_id), etag)
-            if pinned:
-                found = self._catalogue.resolve(adapter_id)
-                after.enter_context(self._versions.held(found.digest, found.resident_bytes))
-            with self._lookups.change(adapter_id):
-                record = self._catalogue.update(adapter_id, pinned=pinned, labels=checked, etag=etag)
-            self._versions.follow_pins()
-            if record.etag != before.etag:
-                self._events.tell("updated", adapter_id, record)
-            return record
-
-    def activate(self, adapter_id: str, version: str = "", *, etag: str = "") -> AdapterRecord:
-        """Makes a kept version the current one, by the beginning of its digest; "": the one that was current before.
-
-        Raises `AdapterNotFound`, `EtagMismatch`, `AdapterMemoryFull` (of a pinned adapter).
-        """
-        with self._versions.changing, ExitStack() as after:
-            before = self._catalogue.get(check_id(adapter_id), etag)
-            if before.pinned and version:
-                found = self._catalogue.resolve(adapter_id, version)
-                after.enter_context(self._versions.held(found.digest, found.resident_bytes))
-            with self._lookups.change(adapter_id):
-                record = self._catalogue.activate(adapter_id, version, etag)
-            self._versions.follow_pins()
-            if record.etag != before.etag:
-                self._events.tell("updated", adapter_id, record)
-            return record
-
-    def delete(self, adapter_id: str, *, etag: str = "") -> Deletion:
-        """Forgets an adapter with its versions; leases on them go on. Says what that frees now, and what when they end.
-
-        Raises `AdapterNotFound`, `EtagMismatch`.
-        """
-        with self._versions.changing:
-            before = self._catalogue.get(check_id(adapter_id), etag)
-            with self._lookups.change(adapter_id):
-                freed = self._catalogue.delete(adapter_id, etag)
-            self._versions.follow_pins()
-            deletion = self._versions.sweep(freed.versions)
-            self._events.tell("deleted", adapter_id, before)
-            return deletion
 
     def acquire(self, reference: str) -> Lease:
         """A lease on the version that "id" or "id@digest" means now. Raises what `acquire_all` raises."""
@@ -367,13 +278,3 @@ class AdapterStore:
                 kept.callback(self._versions.release, record.digest)
                 records.append(record)
             write_archive(records, self._catalogue, self._blobs, file)
-
-
-def _blobs_of(admitted: Sequence[Admitted]) -> dict[str, bytes]:
-    """By digest, each once."""
-    found: dict[str, bytes] = {}
-    for one in admitted:
-        for digest, blob in one.encoded.shared.items():
-            found.setdefault(digest, blob)
-        found[one.encoded.digest] = one.encoded.blob
-    return found

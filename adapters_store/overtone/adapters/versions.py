@@ -48,7 +48,7 @@ class Versions:
         self.on_device = SharedOnDevice(device)
         self._blobs, self._catalogue, self._base, self._sharing = blobs, catalogue, base, sharing
         self._doomed: set[str] = set()
-        self._closed = False
+        self._closed = self._pins_wait = False
 
     def read(self, digest: str) -> ResidentAdapter:
         """A version from disk or object storage, ready to be applied. `on_broken` is told of a broken blob, its own or a
@@ -89,35 +89,35 @@ class Versions:
     def release(self, digest: str) -> None:
         self.residency.release(digest)
         if digest not in self._doomed or not self.changing.acquire(blocking=False):
-            return  # one thread releases all leases, and a copy of the store takes long: `sweep_doomed` will do it
+            return  # one thread releases all leases, and a copy of the store takes long: `catch_up` does it
         try:
             self.sweep([digest])
         finally:
             self.changing.release()
 
-    def sweep_doomed(self) -> None:
-        """Frees what the last release of its lease could not, because the store was being changed or copied."""
-        if self._doomed:
-            with self.changing:
-                self.sweep(sorted(self._doomed))
-
     def sweep(self, digests: Iterable[str]) -> Deletion:
-        """Frees memory and blobs of what nothing refers to, or leaves it to the release of its last lease."""
+        """Frees memory and blobs of what nothing refers to, or leaves it to the release of its last lease. What cannot be
+        freed now is left to `catch_up`."""
         with self.changing:
             if self._closed:
                 return Deletion(0, 0, 0)
-            unused = [digest for digest in digests if not self._catalogue.refers_to(digest)]
-            self._doomed.difference_update(digests)
+            digests = tuple(digests)
             # Doomed before the leases are counted: a release in between then finds it doomed.
-            self._doomed.update(unused)
-            leases = {digest: self.residency.leases(digest) for digest in unused}
-            free = [digest for digest in unused if self.residency.drop(digest)]
-            pending = sum(self._size(digest) for digest in unused if digest not in free)
-            freed = self._release(free)
-            if self.on_freed is not None:
-                for digest in free:
-                    self.on_freed(digest)
-            return Deletion(freed, pending, sum(leases.values()))
+            self._doomed.update(digests)
+            try:
+                unused = [digest for digest in digests if not self._catalogue.refers_to(digest)]
+                self._doomed.difference_update(set(digests).difference(unused))
+                leases = sum(self.residency.leases(digest) for digest in unused)
+                free = [digest for digest in unused if self.residency.drop(digest)]
+                pending = sum(self._size(digest) for digest in set(unused).difference(free))
+                freed = self._release(free)
+                if self.on_freed is not None:
+                    for digest in free:
+                        self.on_freed(digest)
+                return Deletion(freed, pending, leases)
+            except OvertoneError as error:
+                _log.warning("%d versions are left to be removed later: %s", len(digests), error)
+                return Deletion(0, 0, 0)
 
     def _size(self, digest: str) -> int:
         place = self._catalogue.place_of(digest)
@@ -128,14 +128,31 @@ class Versions:
         try:
             left = self._blobs.release(digests)
         except OvertoneError as error:
-            _log.warning("%d versions are left for the next start to remove: %s", len(digests), error)
+            _log.warning("%d versions are left to be removed later: %s", len(digests), error)
             return 0
         self._doomed.difference_update(digests)
         return sum(place.length for _, place in left)
 
     def follow_pins(self) -> None:
-        """Pins in memory what the catalogue says is pinned."""
-        self.residency.set_pinned(self._catalogue.pinned().keys())
+        """Pins in memory what the catalogue says is pinned. Where it cannot be asked now, that is left to `catch_up`."""
+        with self.changing:
+            try:
+                self.residency.set_pinned(self._catalogue.pinned().keys())
+            except OvertoneError as error:
+                _log.warning("pins are left to be followed later: %s", error)
+                self._pins_wait = True
+            else:
+                self._pins_wait = False
+
+    def catch_up(self) -> None:
+        """Does what could not be done when it was due."""
+        if not self._pins_wait and not self._doomed:
+            return
+        with self.changing:
+            if self._pins_wait:
+                self.follow_pins()
+            if due := [digest for digest in self._doomed if not self.residency.leases(digest)]:
+                self.sweep(due)
 
     def load_pinned(self) -> None:
         self.follow_pins()

@@ -6,7 +6,7 @@ Readers wait for no writer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from overtone.adapters.catalogue import changing, rows
@@ -84,10 +84,12 @@ class Catalogue(BlobIndex):
         with self._connections.writing("delete an adapter") as transaction:
             return changing.delete(transaction, rows.existing(transaction.db, adapter_id, etag))
 
-    def prune(self, adapter_id: str, keep: int) -> Freed:
-        """Forgets the versions older than the newest `keep`, but for the current one. Raises `AdapterNotFound`."""
+    def prune_many(self, adapter_ids: Iterable[str], keep: int) -> Freed:
+        """Forgets the versions of each that are older than its newest `keep`, but for the current one; ids that do not exist
+        are passed over."""
         with self._connections.writing("forget versions") as transaction:
-            return changing.prune(transaction, rows.existing(transaction.db, adapter_id), keep)
+            adapters = rows.stored(transaction.db, adapter_ids).values()
+            return Freed(tuple(one for old in adapters for one in changing.prune(transaction, old, keep).versions))
 
     def touch(self, used: Mapping[str, int]) -> None:
         """When adapters were last used, in microseconds since 1970; no change of them in any other sense. Those that are not
@@ -109,15 +111,15 @@ class Catalogue(BlobIndex):
         with self._connections.reading() as db:
             return bool(rows.stored(db, [adapter_id]))
 
-    def is_pinned(self, adapter_id: str) -> bool:
-        """False also for an id that does not exist."""
-        with self._connections.reading() as db:
-            return any(found.pinned for found in rows.stored(db, [adapter_id]).values())
-
     def resolve(self, adapter_id: str, prefix: str = "") -> Resolved:
         """The current version, or the one whose digest begins with `prefix`. Raises `AdapterNotFound`, `InvalidRequest`."""
         with self._connections.reading() as db:
             return rows.resolve(db, adapter_id, prefix)
+
+    def target(self, adapter_id: str, prefix: str = "") -> Resolved:
+        """The version that `activate` would make the current one. Raises `AdapterNotFound`, `InvalidRequest`."""
+        with self._connections.reading() as db:
+            return rows.resolve(db, adapter_id, prefix) if prefix else rows.previous(db, adapter_id)
 
     def page(self, listing: Listing) -> Page:
         """Raises `InvalidRequest` for a filter that is none."""

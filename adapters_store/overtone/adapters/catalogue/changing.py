@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from overtone.adapters.catalogue.contents import Content
-from overtone.adapters.catalogue.rows import Stored, find_version, labels_of, labels_text
+from overtone.adapters.catalogue.rows import Stored, find_version, labels_of, labels_text, no_previous
 from overtone.adapters.catalogue.transaction import Transaction
 from overtone.adapters.catalogue.types import Freed, Options
-from overtone.errors import AdapterNotFound
 
 Value = str | int | None
 
@@ -38,8 +37,7 @@ def activate(transaction: Transaction, old: Stored, prefix: str) -> None:
     """
     target = find_version(transaction.db, old, prefix) if prefix else old.previous
     if target is None:
-        message = f"the adapter {old.id} has no version from before the current one"
-        raise AdapterNotFound(message, metadata={"adapter": old.id})
+        raise no_previous(old.id)
     if target != old.version:
         query = "SELECT blob, length, class FROM blobs JOIN kinds USING (kind) WHERE blob = ?"
         content = Content(*transaction.db.execute(query, (target,)).fetchone())

@@ -40,10 +40,11 @@ def _put_batch(
             outcomes[number] = Outcome(entry.adapter_id, digest, "exists")
         elif before is None:
             created.append(entry)
-            outcomes[number] = Outcome(entry.adapter_id, digest, "created")
+            outcomes[number] = Outcome(entry.adapter_id, digest, "created", bool(options.pinned))
         else:
             changed = change(transaction, before, options, now, known[digest])
-            outcomes[number] = Outcome(entry.adapter_id, digest, "updated" if changed else "unchanged")
+            pinned = bool(before.pinned if options.pinned is None else options.pinned)
+            outcomes[number] = Outcome(entry.adapter_id, digest, "updated" if changed else "unchanged", pinned)
     _create(transaction, created, known, now)
     return outcomes
 

@@ -118,6 +118,20 @@ def resolve(db: sqlite3.Connection, adapter_id: str, prefix: str) -> Resolved:
     return _resolved(_the_version(found, adapter_id, prefix))
 
 
+def previous(db: sqlite3.Connection, adapter_id: str) -> Resolved:
+    """The version that was current before the current one. Raises `AdapterNotFound`."""
+    row = db.execute(f"{_RESOLVED} JOIN blobs AS b ON b.blob = a.previous WHERE a.id = ?", (adapter_id,)).fetchone()
+    if row is None:
+        existing(db, adapter_id)
+        raise no_previous(adapter_id)
+    return _resolved(row)
+
+
+def no_previous(adapter_id: str) -> AdapterNotFound:
+    message = f"the adapter {adapter_id} has no version from before the current one"
+    return AdapterNotFound(message, metadata={"adapter": adapter_id})
+
+
 def find_version(db: sqlite3.Connection, found: Stored, prefix: str) -> int:
     """The number of the kept version whose digest begins with `prefix`. Raises `AdapterNotFound`, `InvalidRequest`."""
     query = (

@@ -31,11 +31,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an entry. "exists": refused, because it was to be created only."""
+    """What became of an entry. "exists": refused, because it was to be created only; pinned: whether the adapter is."""
 
     adapter_id: str
     digest: str
     outcome: Literal["created", "updated", "unchanged", "exists"]
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

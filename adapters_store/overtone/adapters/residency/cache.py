@@ -90,7 +90,7 @@ class Residency:
         self, digest: str, nbytes: int, loader: Callable[[], ResidentAdapter], why: Literal["uses", "waits", "brings"]
     ) -> ResidentAdapter:
         if nbytes > _BIT:
-            self._thin_out(digest, nbytes)
+            self._thin_out(lambda: self._contents.short_of(nbytes, {}, 0) if self._absent(digest) else 0)
         with self._lock:
             entry = self._entries[digest]
             assert entry.leases > 0
@@ -110,16 +110,19 @@ class Residency:
         finally:
             del loading  # else an error would hold itself through its traceback
 
-    def _thin_out(self, digest: str, nbytes: int) -> None:
-        """Makes most of the room for a large load, if what is idle suffices."""
+    def _absent(self, digest: str) -> bool:
+        """Neither here nor on its way."""
+        entry = self._entries.get(digest)
+        return entry is None or (entry.adapter is None and entry.loading is None)
+
+    def _thin_out(self, short_of: Callable[[], int]) -> None:
+        """Makes most of the room for something large, as long as others do not take it. short_of: bytes that are to be freed
+        yet, asked with the lock held."""
         missing = gone = None
         while missing is None or missing > _BIT:
             del gone
             with self._lock:
-                entry = self._entries[digest]
-                missing = self._contents.missing(nbytes)
-                if entry.adapter is not None or entry.loading is not None or missing > self._contents.order.nbytes:
-                    return
+                missing = short_of()
                 gone = self._contents.make_room(min(missing, _BIT))
 
     def _run(self, entry: Entry, loading: Future[ResidentAdapter], loader: Callable[[], ResidentAdapter]) -> None:
@@ -127,6 +130,8 @@ class Residency:
         try:
             adapter = loader()
             seconds = self._clock() - started
+            if adapter.whole_nbytes > _BIT:
+                self._thin_out(lambda: self._contents.short_of(adapter.nbytes, adapter.shared, entry.nbytes))
             with self._lock:
                 cost = self._costs.measured(adapter.source, seconds)
                 gone = self._contents.keep(entry, adapter, cost)
@@ -147,6 +152,10 @@ class Residency:
     def insert(self, digest: str, adapter: ResidentAdapter) -> bool:
         """Takes in what is in memory already, as if it had been loaded. Returns whether it is there now: not if there is no
         room beside what is leased or pinned, and not while it is being loaded."""
+        if adapter.whole_nbytes > _BIT:
+            self._thin_out(
+                lambda: self._contents.short_of(adapter.nbytes, adapter.shared, 0) if self._absent(digest) else 0
+            )
         with self._lock:
             entry = self._entries.get(digest) or Entry(digest, temporary=False)
             if entry.adapter is not None or entry.loading is not None:
@@ -184,7 +193,7 @@ class Residency:
     def state(self, digest: str) -> State:
         with self._lock:
             entry = self._entries.get(digest)
-            if entry is None or (entry.adapter is None and entry.loading is None):
+            if entry is None or self._absent(digest):
                 return "stored"
             return "loading" if entry.adapter is None else "resident"
 

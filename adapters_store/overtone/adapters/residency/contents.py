@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import Future
 
 from overtone.adapters.residency.eviction import Candidate, EvictionOrder
@@ -61,7 +61,7 @@ class Contents:
         if entry.leases == 1:
             self.leased += 1
             if entry.idle:
-                self.order.withdraw(entry)
+                self._withdraw(entry)
         if not temporary:
             entry.temporary = False
 
@@ -79,17 +79,27 @@ class Contents:
     def offer(self, entry: Entry) -> None:
         """An adapter that nobody leases may go, unless it is pinned."""
         if entry.digest not in self._pinned:
-            self.order.offer(entry)
+            self._offer(entry)
 
     def pin(self, digests: Set[str]) -> None:
         """Exactly these."""
         before, self._pinned = self._pinned, frozenset(digests)
         for entry in self._among(self._pinned - before):
             if entry.idle:
-                self.order.withdraw(entry)
+                self._withdraw(entry)
         for entry in self._among(before - self._pinned):
             if not entry.leases:
-                self.order.offer(entry)
+                self._offer(entry)
+
+    def _offer(self, entry: Entry) -> None:
+        assert entry.adapter is not None
+        self.order.offer(entry)
+        self._shared.rest(entry.adapter.shared)
+
+    def _withdraw(self, entry: Entry) -> None:
+        assert entry.adapter is not None
+        self.order.withdraw(entry)
+        self._shared.wake(entry.adapter.shared)
 
     def _among(self, digests: Set[str]) -> Iterator[Entry]:
         return (self.entries[digest] for digest in digests if digest in self.entries)
@@ -124,29 +134,31 @@ class Contents:
         self.order.value(entry, cost / max(1, entry.nbytes))
         return gone
 
+    def short_of(self, nbytes: int, shared: Mapping[str, int], counted: int) -> int:
+        """Bytes to be freed for such an adapter, of which `counted` are admitted; 0 if it has room, or cannot have any."""
+        missing = self.missing(nbytes) - counted + self._shared.growth(shared)
+        free = self.order.nbytes + self._shared.idle - self._shared.idle_among(shared)
+        return missing if 0 < missing <= free else 0
+
     def make_room(self, missing: int) -> Gone | None:
         """Evicts what frees `missing` bytes, with what nobody else shares, or nothing if all that is idle would not."""
-        if missing > self.order.nbytes + self._shared.total:
+        if missing > self.order.nbytes + self._shared.idle:
             return None
-        taken: list[Entry] = []
-        freed, leaving = 0, dict[str, int]()
-        while freed < missing and (entry := self.order.take()) is not None:
-            taken.append(entry)
-            freed += entry.nbytes
-            if entry.adapter is not None:
-                freed += self._shared.freed(entry.adapter.shared, leaving)
-        if freed < missing:
-            self.order.put_back(taken)
-            return None
-        self.order.evicted(taken)
-        self.evictions += len(taken)
-        return [adapter for entry in taken if (adapter := self.remove(entry)) is not None]
+        gone: Gone = []
+        enough = self.used - missing
+        while self.used > enough and (entry := self.order.take()) is not None:
+            assert entry.adapter is not None
+            self._shared.wake(entry.adapter.shared)
+            gone.append(entry.adapter)
+            self.remove(entry)
+        self.evictions += len(gone)
+        return gone
 
     def remove(self, entry: Entry) -> ResidentAdapter | None:
         """Forgets an entry, and with its last user what it shares. Returns what was in it, to be let go of."""
         del self.entries[entry.digest]
         if entry.idle:
-            self.order.withdraw(entry)
+            self._withdraw(entry)
         self._own -= entry.nbytes
         adapter, entry.adapter = entry.adapter, None
         if adapter is not None:

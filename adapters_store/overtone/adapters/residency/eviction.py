@@ -15,7 +15,6 @@ looks at no more than `_LOOKS` items, and where more have a place of old, takes 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
@@ -115,22 +114,13 @@ class EvictionOrder(Generic[C]):
             self._idle -= 1
 
     def take(self) -> C | None:
-        """Withdraws what goes first, if there is anything."""
+        """Withdraws what goes first, if there is anything, for good."""
         one = next(iter(self._temporary.values())) if self._temporary else self._first()
         if one is not None:
             self.withdraw(one)
+            if not one.temporary:
+                self._clock = max(self._clock, one.priority)
         return one
-
-    def put_back(self, taken: Sequence[C]) -> None:
-        """Undoes calls of `take`, in whose order `taken` is."""
-        for one in reversed(taken):
-            self.offer(one)
-            if one.temporary:
-                self._temporary.move_to_end(one.digest, last=False)
-
-    def evicted(self, taken: Sequence[C]) -> None:
-        """What was taken is gone."""
-        self._clock = max([self._clock, *(one.priority for one in taken if not one.temporary)])
 
     def _first(self) -> C | None:
         """Out of the heap."""

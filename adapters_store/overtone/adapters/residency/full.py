@@ -19,6 +19,6 @@ def all_in_use(nbytes: int, budget: int) -> AdapterMemoryFull:
 
 def too_large(adapter: ResidentAdapter, budget: int) -> AdapterMemoryFull:
     """Of one that is loaded, with what it shares."""
-    size = adapter.nbytes + sum(adapter.shared.values())
+    size = adapter.whole_nbytes
     message = f"the adapter needs {size} bytes with what it shares, more than is free of {budget} for adapters"
     return AdapterMemoryFull(message, retry_after_s=_RETRY_AFTER_S if size <= budget else None)
