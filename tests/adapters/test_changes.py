@@ -4,14 +4,17 @@ it must."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from overtone.adapters import AdapterStore
 from overtone.adapters.operations import Event, ImportItem
 from overtone.adapters.residency import ENTRY_BYTES
+from overtone.adapters.resident import ResidentAdapter
 from overtone.adapters.store import Wanted
 from overtone.errors import AdapterMemoryFull, AdapterNotFound, StoreFailed
 from support.adapters import adapter_files, open_store, put
@@ -142,6 +145,28 @@ def test_pins_are_read_again_only_where_they_change(
     ) == [1, 1, 1, 1]
     assert store._versions.residency._contents._pinned == {store.get("pinned").digest}
     assert store.residency_state(store.get("pinned").digest) == "resident"
+
+
+def test_what_goes_into_memory_is_made_before_others_wait_and_once(
+    store: AdapterStore, loca: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, alone = store._versions.made, []
+
+    def watched(*args: Any) -> ResidentAdapter:
+        def free() -> bool:
+            taken = store._versions.changing.acquire(blocking=False)
+            if taken:
+                store._versions.changing.release()
+            return taken
+
+        with ThreadPoolExecutor(1) as pool:
+            alone.append(pool.submit(free).result())
+        return made(*args)
+
+    monkeypatch.setattr(store._versions, "made", watched)
+    put(store, loca(1), "a", pinned=True)
+    put(store, loca(1), "b")
+    assert alone == [True]
 
 
 @pytest.mark.parametrize("named", [False, True])
