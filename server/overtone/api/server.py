@@ -61,6 +61,7 @@ class Server:
         self.metrics_port = 0
         self.metrics = Metrics()
         self._backend, self._changes = BackendSlot(), ChangeLog()
+        self._drop: DropFolder | None = None
         self._watching: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
@@ -121,8 +122,11 @@ class Server:
         self._backend.set(backend)
         if config.watch_folder is not None:
             delete, folder = config.watch_delete, config.watch_folder
-            drop = DropFolder(folder, backend.store, config.max_adapter_bytes, self._changes, delete=delete)
-            self._watching = asyncio.create_task(watch_folder(drop, backend))
+            memory = config.store / "watched.json"
+            drop = DropFolder(
+                folder, backend.store, config.max_adapter_bytes, self._changes, delete=delete, memory=memory
+            )
+            self._drop, self._watching = drop, asyncio.create_task(watch_folder(drop, backend))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"fields": _describe(backend, self.port, self.metrics_port)})
 
@@ -142,7 +146,8 @@ class Server:
         if backend is not None:
             backend.engine.stop_accepting()
             backend.changes.close()  # a watch never ends by itself
-        if self._watching is not None:
+        if self._drop is not None and self._watching is not None:
+            self._drop.stop()
             self._watching.cancel()
         grace = self.config.drain_seconds if grace_s is None else grace_s
         await self._calls.wait_idle(grace)
