@@ -139,6 +139,7 @@ class Server:
     async def stop(self, grace_s: float | None = None) -> None:
         """Refuses new calls, lets running ones finish for `grace_s` (default: the configuration's drain_seconds), ends
         the rest, then closes everything."""
+        self._backend.drain()
         await self._health.enter_graceful_shutdown()
         backend = None
         with contextlib.suppress(EngineStarting):

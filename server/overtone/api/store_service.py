@@ -34,7 +34,7 @@ class StoreService(pb_grpc.StoreServiceServicer):
     async def CompactStore(
         self, request: pb.CompactStoreRequest, context: Context
     ) -> AsyncIterator[pb.CompactStoreResponse]:
-        backend = self._backend.get()
+        backend = self._backend.changing()
         _check_free(self._compacting, "the store is being compacted already")
         async with self._compacting:
             with self._log.change("CompactStore", context) as change:
@@ -53,7 +53,7 @@ class StoreService(pb_grpc.StoreServiceServicer):
             yield pb.CompactStoreResponse(compaction=compaction)
 
     async def CheckStore(self, request: pb.CheckStoreRequest, context: Context) -> AsyncIterator[pb.CheckStoreResponse]:
-        backend = self._backend.get()
+        backend = self._backend.changing()
         _check_free(self._checking, "the store is being checked already")
         async with self._checking:
             with self._log.change("CheckStore", context) as change:
