@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import torch
 
@@ -86,7 +86,7 @@ class AdapterStore:
             self._versions = Versions(self._blobs, self._catalogue, base, sharing, config.memory_bytes, device)
             self._lookups = Lookups(self._resolve)
             self._versions.on_broken = self._set_aside
-            self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used)
+            self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used, self._tenant_of)
             self._versions.sweep(self._catalogue.unused())
             self._versions.load_pinned()
             self._upkeep = Upkeep([self.flush, self._disk.tidy], _UPKEEP_S)
@@ -211,16 +211,18 @@ class AdapterStore:
                 outcomes = self._catalogue.put_many(entries, places)
             results = [ImportResult(o.adapter_id, o.digest, o.outcome) for o in outcomes if o.outcome != "exists"]
             for result, one in zip(results, admitted, strict=True):
-                if result.outcome == "updated" or (result.outcome == "created" and self._events.heard):
-                    self._imported(result.outcome, self._catalogue.get(result.adapter_id), one)
+                if result.outcome == "created":
+                    self._events.tell("created", result.adapter_id)
+                elif result.outcome == "updated":
+                    self._updated(self._catalogue.get(result.adapter_id), one)
             return results
 
-    def _imported(self, kind: Literal["created", "updated"], record: AdapterRecord, admitted: Admitted) -> None:
+    def _updated(self, record: AdapterRecord, admitted: Admitted) -> None:
         self._prune(record)
         if record.pinned and record.digest == admitted.encoded.digest:  # an id may come twice in a batch
             self._versions.follow_pins()
             self._versions.residency.insert(record.digest, self._made(admitted))
-        self._events.tell(kind, record.id, record)
+        self._events.tell("updated", record.id, record)
 
     def _prune(self, record: AdapterRecord) -> None:
         """Forgets versions that are too many."""
@@ -235,6 +237,10 @@ class AdapterStore:
         if resolved.state == "quarantined":
             raise corrupted(resolved.digest, "was found broken and is set aside")
         return resolved
+
+    def _tenant_of(self, adapter_id: str) -> str | None:
+        record = self._catalogue.find(adapter_id)
+        return None if record is None else record.tenant
 
     def _set_aside(self, digest: str) -> None:
         """A version is broken."""
