@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import types
@@ -167,6 +168,29 @@ def test_another_import_has_another_journal(tmp_path: Path, monkeypatch: pytest.
         journal.finish()
     with Journal({"source": "a"}, restart=False) as journal:
         assert marks[0] not in journal
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_alone(plane: ControlPlane, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "all", name)
+    Path(os.fsdecode(os.fsencode(tmp_path / "all") + b"/b")).rename(os.fsdecode(os.fsencode(tmp_path) + b"/all/\xff"))
+    result = run("adapters", "import", str(tmp_path / "all"))
+    assert result.exit_code == 1
+    assert result.stdout.startswith("1 created, 1 refused in ")
+    assert "INVALID_REQUEST" in result.stdout
+    assert plane.store.records.keys() == {"a"}
+
+
+def test_a_journal_that_cannot_be_kept_stops_nothing(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way of the folder")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    write(tmp_path / "all", "a")
+    result = run("adapters", "import", str(tmp_path / "all"))
+    assert result.exit_code == 0
+    assert result.stdout.startswith("1 created")
+    assert "no journal of this import is kept" in result.stderr
 
 
 def test_a_source_that_is_none(plane: ControlPlane, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ How each request is counted once although adapters come into the top and leave i
 
 - An adapter's series counts from the scrape at which it came into the top: it begins at 0, and does so again should the
   adapter come back, which Prometheus takes for a restart. What the adapter gets while it is out is never in its series.
-- `__other__` shows all requests of all adapters less those that were shown as an increase of an adapter's own series. What an
-  adapter had before it came in stays there, so `__other__` does not fall when it comes in; what it gets between its last scrape
-  in the top and its leaving was not shown, so `__other__` has it. Between two scrapes all requests rise by at least what the
-  top's rise by, so `__other__` never falls.
+- `__other__` shows all requests of all adapters less those that were shown as an increase of an adapter's own series. What
+  an adapter had before it came in stays there, so `__other__` does not fall when it comes in; what it gets between its last
+  scrape in the top and its leaving was not shown, so `__other__` has it. Between two scrapes all requests rise by at least
+  what the top's rise by, so `__other__` never falls.
 
-So each request is in the increase of exactly one series, and the sum of all rates is the rate of all requests. For the number
-of all requests there is `overtone_requests_total`. With several scrapers one may miss the 0 at which a series begins again;
-only how that adapter's requests are shared out is then settled by whoever scrapes first.
+So each request is in the increase of exactly one series, and the sum of all rates is the rate of all requests. For their
+number there is `overtone_requests_total`. With several scrapers one may miss the 0 at which a series begins again; only how
+that adapter's requests are shared out is then settled by whoever scrapes first.
 
 Labels are ids of adapters that were used, never what a client merely sent. The series of a deleted adapter is gone with the
 next scrape; should an adapter of that name come again its series begins anew, as after a restart.
