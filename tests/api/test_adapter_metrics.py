@@ -14,9 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from overtone.adapters.store import StoreStats
 from overtone.api.adapter_metrics import OTHER, AdapterSeries
+from overtone.api.metrics import Metrics
 from overtone.api.statistics import AdapterStatistics
 from overtone.api.store_metrics import StoreTiers
 from overtone.api.usage import Measured
+from overtone.errors import StoreFailed
 
 NAMES = ("requests", "generated_tokens", "errors")
 
@@ -150,7 +152,7 @@ def test_tiers() -> None:
         load_failure_count=1, hit_count=20, eviction_count=2, miss_count=9, disk_load_count=4,
         remote_load_count=3, memory_load_count=1, negative_count=4,
         negative_hit_count=5, quarantined_count=1, live_bytes=70, disk_bytes=90, disk_budget_bytes=200, pack_count=2,
-        remote_bytes=95,
+        remote_bytes=95, memo_bytes=11, pending_pack_count=12, failed_pass_count=13, fetch_failure_count=14,
     )  # fmt: skip
     registry = CollectorRegistry()
     registry.register(StoreTiers(lambda: stats))
@@ -163,6 +165,22 @@ def test_tiers() -> None:
     assert [found["overtone_store_bytes", tier] for tier in ("memory", "disk", "remote")] == [30, 90, 95]
     assert [found["overtone_store_budget_bytes", tier] for tier in ("memory", "disk")] == [100, 200]
     assert found["overtone_adapter_negative_cache_hits_total",] == 5
+    assert (found["overtone_adapter_memo_bytes",], found["overtone_store_pending_packs",]) == (11, 12)
+    assert found["overtone_store_remote_failed_passes_total",] == 13
+    assert found["overtone_store_remote_fetch_failures_total",] == 14
+
+
+def test_a_store_that_cannot_be_asked_hides_no_other_metrics(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> StoreStats:
+        raise StoreFailed("the disk is gone")
+
+    metrics = Metrics()
+    metrics.watch_store(fails)
+    text = generate_latest(metrics.registry).decode()
+    assert "overtone_requests_running" in text
+    assert "overtone_adapters_registered" not in text
+    assert all(name in text for name in ("process_resident_memory_bytes", "python_info", "python_gc_collections_total"))
+    assert "the disk is gone" in caplog.text
 
 
 def test_folded_adapters_are_visible() -> None:

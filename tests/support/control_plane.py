@@ -74,7 +74,8 @@ class ControlPlane:
         log = ChangeLog()
         self.watches = Watches(heartbeat_s)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterService(slot, log, self.watches), self._server)
-        store_pb2_grpc.add_StoreServiceServicer_to_server(StoreService(slot, log), self._server)
+        self.upkeep = StoreService(slot, log)
+        store_pb2_grpc.add_StoreServiceServicer_to_server(self.upkeep, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         await self._server.start()
         return calls

@@ -65,7 +65,8 @@ def _service_config() -> dict[str, Any]:
     }
     everything = {"name": [{"service": each} for each in (GENERATION, ADAPTERS, STORE)], "retryPolicy": policy}
     # The entry for a method replaces that of its service.
-    once = {"name": [{"service": ADAPTERS, "method": method} for method in _ONCE]}
+    names = [*((ADAPTERS, method) for method in _ONCE), (STORE, "BackupStore")]
+    once = {"name": [{"service": service, "method": method} for service, method in names]}
     return {"methodConfig": [everything, once]}
 
 

@@ -87,7 +87,9 @@ class Server:
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(
             AdapterService(self._backend, self._changes, Watches()), self._grpc
         )
-        store_pb2_grpc.add_StoreServiceServicer_to_server(StoreService(self._backend, self._changes), self._grpc)
+        store_pb2_grpc.add_StoreServiceServicer_to_server(
+            StoreService(self._backend, self._changes, self.config.backup_root), self._grpc
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if self.config.reflection:
             names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
