@@ -13,7 +13,14 @@ from overtone.adapters import AdapterFiles, AdapterStore, Lease
 from overtone.adapters.families.pica import basis_digest
 from overtone.adapters.projectors import Projectors
 from overtone.adapters.store import Wanted
-from overtone.errors import AdapterMemoryFull, AdapterNotFound, InvalidAdapter, NonFiniteAdapter
+from overtone.errors import (
+    AdapterMemoryFull,
+    AdapterNotFound,
+    InvalidAdapter,
+    NonFiniteAdapter,
+    OvertoneError,
+    StoreCorrupted,
+)
 from overtone.kernels import FrameBank
 from support.adapters import (
     BASE,
@@ -221,3 +228,25 @@ def test_the_digest_tells_where_the_basis_came_from(tmp_path: Path) -> None:
         made[name] = put(store, folder, name)
         assert (made[name].basis, store.get(name).basis) == (name, name)
     assert made["assumed"].digest != made["pinned"].digest
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_nobody_learns_of_anothers_adapter(tmp_path: Path, folders: dict[str, Path], broken: bool) -> None:
+    """Whatever is asked of it, and whatever is wrong with it: the answer is that of an id that there is not."""
+    store = open_store(tmp_path / "tenants")
+    made = put(store, folders["a"], "theirs", tenant="anna")
+    if broken:
+        store._set_aside(made.digest)
+        with pytest.raises(StoreCorrupted):
+            store.acquire_all([Wanted("theirs")], "anna")
+    for suffix in ("", "@000000000000", f"@{made.digest}", f"@{made.digest[:12]}"):
+        found = []
+        for adapter_id in ("theirs", "no-one"):
+            with pytest.raises(OvertoneError) as caught:
+                store.acquire_all([Wanted(adapter_id + suffix)], "bert")
+            error = caught.value
+            found.append((type(error), error.message.replace(adapter_id, "ID"), error.field, sorted(error.metadata)))
+        assert found[0] == found[1]
+        assert found[0][0] is AdapterNotFound
+    with pytest.raises(AdapterNotFound, match="has no version"):
+        store.acquire_all([Wanted("theirs@000000000000")], "anna")

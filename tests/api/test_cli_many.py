@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import types
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import grpc
 import pytest
 from click.testing import CliRunner, Result
 
@@ -19,6 +21,7 @@ from overtone.adapters.records import StoreStats
 from overtone.api.cli import main
 from overtone.api.cli.journal import Journal
 from overtone.api.usage import Measured
+from overtone.v1 import store_pb2, store_pb2_grpc
 from support.archives import CONFIG, WEIGHTS, adapter, member, tar_of, web_server
 from support.control_plane import ControlPlane
 
@@ -169,6 +172,29 @@ def test_another_import_has_another_journal(tmp_path: Path, monkeypatch: pytest.
         assert marks[0] not in journal
 
 
+def test_a_folder_whose_name_is_no_text_is_refused_alone(plane: ControlPlane, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "all", name)
+    Path(os.fsdecode(os.fsencode(tmp_path / "all") + b"/b")).rename(os.fsdecode(os.fsencode(tmp_path) + b"/all/\xff"))
+    result = run("adapters", "import", str(tmp_path / "all"))
+    assert result.exit_code == 1
+    assert result.stdout.startswith("1 created, 1 refused in ")
+    assert "INVALID_REQUEST" in result.stdout
+    assert plane.store.records.keys() == {"a"}
+
+
+def test_a_journal_that_cannot_be_kept_stops_nothing(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way of the folder")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    write(tmp_path / "all", "a")
+    result = run("adapters", "import", str(tmp_path / "all"))
+    assert result.exit_code == 0
+    assert result.stdout.startswith("1 created")
+    assert "no journal of this import is kept" in result.stderr
+
+
 def test_a_source_that_is_none(plane: ControlPlane, tmp_path: Path) -> None:
     result = run("adapters", "import", str(tmp_path / "nothing"))
     assert result.exit_code == 1
@@ -265,11 +291,37 @@ def test_the_store_of_a_server(plane: ControlPlane) -> None:
     assert told["problems"] == [{"kind": "bad_digest", "digest": "d" * 64, "pack": 3, "what": "it is damaged"}]
 
 
+def test_a_running_store_is_copied(plane: ControlPlane, tmp_path: Path) -> None:
+    refused = run("store", "backup", "monday")
+    assert refused.exit_code == 1
+    assert "--backup-root" in refused.stderr
+    plane.upkeep._backup_root = tmp_path
+    assert run("store", "backup", "monday").exit_code == 0
+    assert (tmp_path / "monday" / "copy").read_text() == "of it"
+    for name in ("monday", "../tuesday", "a/b", ""):
+        assert "INVALID_REQUEST" in run("store", "backup", name).stderr
+
+
+def test_half_a_copy_is_removed(plane: ControlPlane, tmp_path: Path) -> None:
+    plane.upkeep._backup_root, plane.store.work = tmp_path, 1 << 30
+    with plane.channel() as channel:
+        stub = store_pb2_grpc.StoreServiceStub(channel)
+        call = stub.BackupStore(store_pb2.BackupStoreRequest(folder="half"))
+        assert next(call).progress.done
+        assert (tmp_path / "half").is_dir()
+        with pytest.raises(grpc.RpcError, match="being copied already"):
+            list(stub.BackupStore(store_pb2.BackupStoreRequest(folder="other")))
+        call.cancel()
+        plane.call(plane.calls.wait_idle(60))
+    assert not (tmp_path / "half").exists()
+
+
 @dataclass
 class FakeMaintenance:
     """What `overtone.adapters.maintenance.Maintenance` offers."""
 
     root: Path
+    remote_url: str = ""
     problems: list[Problem] = field(default_factory=lambda: [Problem("stray_file", "", 0, "x lies about")])
 
     def __enter__(self) -> Self:
@@ -308,4 +360,8 @@ def test_a_store_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run("store", "backup", str(tmp_path / "copy"), *where).exit_code == 0
     assert (tmp_path / "copy" / "file").read_text() == "x"
     assert run("store", "backup", str(tmp_path / "copy"), *where).exit_code == 1
+    opened: list[tuple[Path, str]] = []
+    module.Maintenance = lambda *given: opened.append(given) or FakeMaintenance(*given)
+    assert run("store", "fsck", *where, "--remote-store", "s3://b/p").exit_code == 0
+    assert opened == [(root, "s3://b/p")]
     assert run("store", "fsck", "--store", str(tmp_path / "none")).exit_code == 1

@@ -40,6 +40,7 @@ def test_every_field_has_a_default_and_help() -> None:
         ("device", {"device": "tpu"}),
         ("threads", {"threads": -1}),
         ("max_batch", {"max_batch": 0}),
+        ("backup_root", {"backup_root": Path("/nowhere/at/all")}),
         ("max_step_tokens", {"max_batch": 8, "max_step_tokens": 4}),
         ("max_context_tokens", {"max_context_tokens": -1}),
         ("kv_cache_mib", {"kv_cache_mib": -1}),

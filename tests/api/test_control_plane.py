@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import grpc
 import pytest
 
 from overtone.adapters.operations import Problem
+from overtone.api import exports, interceptor
 from overtone.api.usage import Measured
 from overtone.v1 import adapters_pb2 as pb
 from overtone.v1 import adapters_pb2_grpc as pb_grpc
@@ -239,6 +241,7 @@ def test_a_line_in_the_log_for_every_change(
         assert refused(upload, adapters, "bad", b"bad")[0] == "INVALID_ARGUMENT"
         adapters.UpdateAdapter(pb.UpdateAdapterRequest(adapter=pb.Adapter(name="adapters/a", pinned=True)))
         adapters.ActivateAdapterVersion(pb.ActivateAdapterVersionRequest(name="adapters/a"))
+        list(adapters.ExportAdapters(pb.ExportAdaptersRequest(names=["adapters/a"])))
         adapters.DeleteAdapter(pb.DeleteAdapterRequest(name="adapters/a"))
         list(store.CompactStore(store_pb2.CompactStoreRequest()))
     lines = [record.__dict__["fields"] for record in caplog.records if record.name == "overtone.changes"]
@@ -249,9 +252,158 @@ def test_a_line_in_the_log_for_every_change(
         ("UploadAdapter", "bad", "INVALID_ARGUMENT", None),
         ("UpdateAdapter", "adapters/a", "OK", None),
         ("ActivateAdapterVersion", "adapters/a", "OK", 1),
+        ("ExportAdapters", None, "OK", 3 * 64 * 4096),
         ("DeleteAdapter", "adapters/a", "OK", 1),
         ("CompactStore", None, "OK", 1000),
     ]
     assert all(line["peer"].startswith("ipv4:127.0.0.1:") and line["total_ms"] >= 0 for line in lines)
     assert lines[2]["reason"] == "ADAPTER_MALFORMED"
     assert (lines[0]["received_bytes"], len(lines[0]["digest"])) == (7, 64)
+
+
+def waiting(real: Callable[..., Any]) -> tuple[Callable[..., Any], threading.Event, threading.Event]:
+    """The same, once it may; whether it was called; what lets it go on."""
+    begun, go = threading.Event(), threading.Event()
+
+    def wait(*arguments: Any, **more: Any) -> Any:
+        begun.set()
+        assert go.wait(60)
+        return real(*arguments, **more)
+
+    return wait, begun, go
+
+
+@pytest.mark.parametrize(
+    ("method", "work"),
+    [("UploadAdapter", "commit_upload"), ("DeleteAdapter", "delete"), ("UpdateAdapter", "update")],
+)
+def test_a_change_whose_client_left_is_told_as_it_ended(
+    plane: ControlPlane,
+    adapters: pb_grpc.AdapterServiceStub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    work: str,
+) -> None:
+    upload(adapters, "a")
+    wait, begun, go = waiting(getattr(plane.store, work))
+    monkeypatch.setattr(plane.store, work, wait)
+    header = pb.UploadAdapterRequest(header=pb.UploadHeader(adapter_id="a"))
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"22"}
+    chunks = [pb.UploadAdapterRequest(chunk=pb.FileChunk(file_name=name, data=data)) for name, data in files.items()]
+    message: Any = {
+        "UploadAdapter": iter([header, *chunks]),
+        "DeleteAdapter": pb.DeleteAdapterRequest(name="adapters/a"),
+        "UpdateAdapter": pb.UpdateAdapterRequest(adapter=pb.Adapter(name="adapters/a", pinned=True)),
+    }[method]
+    with caplog.at_level(logging.INFO, logger="overtone.changes"):
+        call = getattr(adapters, method).future(message)
+        assert begun.wait(60)
+        call.cancel()
+        time.sleep(0.2)
+        assert not [each for each in caplog.records if each.name == "overtone.changes"]
+        go.set()
+        plane.call(plane.calls.wait_idle(60))
+    (line,) = [record.__dict__["fields"] for record in caplog.records if record.name == "overtone.changes"]
+    assert (line["method"], line["code"]) == (method, "OK")
+
+
+def test_an_upload_whose_client_leaves_early_stores_nothing(
+    plane: ControlPlane, adapters: pb_grpc.AdapterServiceStub, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = threading.Event()
+
+    def parts() -> Iterator[pb.UploadAdapterRequest]:
+        yield pb.UploadAdapterRequest(header=pb.UploadHeader(adapter_id="a"))
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            yield pb.UploadAdapterRequest(chunk=pb.FileChunk(file_name=name, data=b"{}"))
+        ended.wait(60)
+
+    with caplog.at_level(logging.INFO, logger="overtone.changes"):
+        call = adapters.UploadAdapter.future(parts())
+        time.sleep(0.3)
+        call.cancel()
+        plane.call(plane.calls.wait_idle(60))
+        ended.set()
+    assert not plane.store.records
+    (line,) = [record.__dict__["fields"] for record in caplog.records if record.name == "overtone.changes"]
+    assert line["code"] == "CANCELLED"
+
+
+def test_upkeep_keeps_its_place_until_it_has_ended(plane: ControlPlane, store: store_pb2_grpc.StoreServiceStub) -> None:
+    plane.store.go.clear()
+    for method, request in (
+        (store.CompactStore, store_pb2.CompactStoreRequest()),
+        (store.CheckStore, store_pb2.CheckStoreRequest()),
+    ):
+        call = method(request)
+        time.sleep(0.2)
+        call.cancel()
+        time.sleep(0.2)
+        assert refused(method, request)[0] == "RESOURCE_EXHAUSTED"
+    plane.store.go.set()
+    plane.call(plane.calls.wait_idle(60))
+    assert outcome(store.CompactStore, store_pb2.CompactStoreRequest())[0] == "OK"
+
+
+def test_a_client_that_does_not_read_loses_its_place(
+    plane: ControlPlane, adapters: pb_grpc.AdapterServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "STALL_S", 0.3)
+    plane.store.work = 400
+    upload(adapters, "a")
+    request = pb.ExportAdaptersRequest(names=["adapters/a"])
+    calls = [adapters.ExportAdapters(request) for _ in range(exports.MAX_EXPORTS)]
+    firsts = [next(call) for call in calls]
+    assert all(first.data for first in firsts)
+    plane.call(plane.calls.wait_idle(60))
+    assert plane.calls._in_flight == 0
+    plane.store.work = 1
+    assert list(adapters.ExportAdapters(request))
+    for call in calls:
+        with pytest.raises(grpc.RpcError):
+            list(call)
+
+
+def test_a_server_that_is_about_to_end_begins_no_work(
+    plane: ControlPlane, adapters: pb_grpc.AdapterServiceStub, store: store_pb2_grpc.StoreServiceStub
+) -> None:
+    upload(adapters, "a")
+    plane.slot.drain()
+    name = "adapters/a"
+    for method, request in (
+        (adapters.UploadAdapter, iter([])),
+        (adapters.LoadAdapter, pb.LoadAdapterRequest(adapter_id="b", path="b")),
+        (adapters.UpdateAdapter, pb.UpdateAdapterRequest(adapter=pb.Adapter(name=name))),
+        (adapters.ActivateAdapterVersion, pb.ActivateAdapterVersionRequest(name=name)),
+        (adapters.DeleteAdapter, pb.DeleteAdapterRequest(name=name)),
+        (adapters.ImportAdapters, iter([])),
+        (adapters.ExportAdapters, pb.ExportAdaptersRequest(names=[name])),
+        (adapters.WatchAdapters, pb.WatchAdaptersRequest()),
+        (store.CompactStore, store_pb2.CompactStoreRequest()),
+        (store.CheckStore, store_pb2.CheckStoreRequest()),
+    ):
+        assert refused(method, request) == ("UNAVAILABLE", "the server is shutting down")
+    assert adapters.GetAdapter(pb.GetAdapterRequest(name=name)).name == name
+    assert adapters.ListAdapters(pb.ListAdaptersRequest()).adapters
+    assert store.GetStoreStatistics(store_pb2.GetStoreStatisticsRequest()).adapter_count == 1
+
+
+def test_messages_are_not_made_on_the_event_loop(
+    plane: ControlPlane, adapters: pb_grpc.AdapterServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand of them take tens of milliseconds, in which no token would go out."""
+    upload(adapters, "a")
+    threads = []
+
+    def state(digest: str) -> str:
+        threads.append(threading.current_thread())
+        return "stored"
+
+    monkeypatch.setattr(plane.store, "residency_state", state)
+    assert adapters.ListAdapters(pb.ListAdaptersRequest()).adapters
+    watch = adapters.WatchAdapters(pb.WatchAdaptersRequest(snapshot=True))
+    assert next(watch).events
+    watch.cancel()
+    assert len(threads) == 2
+    assert plane.thread not in threads

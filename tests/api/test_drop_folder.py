@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from overtone.adapters.files import AdapterFiles
 from overtone.adapters.operations import ImportItem
+from overtone.api import dropped
 from overtone.api.change_log import ChangeLog
 from overtone.api.drop_folder import DropFolder, watch_folder
 from overtone.errors import StoreFailed
@@ -37,7 +40,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(store: FakeStore, folder: Path) -> Callable[..., DropFolder]:
-    return lambda delete=False: DropFolder(folder, store, 1 << 20, ChangeLog(), delete=delete)  # type: ignore[arg-type]
+    def made(*, delete: bool = False, max_bytes: int = 1 << 20) -> DropFolder:
+        memory = folder.with_name("watched.json")
+        return DropFolder(folder, store, max_bytes, ChangeLog(), delete=delete, memory=memory)  # type: ignore[arg-type]
+
+    return made
 
 
 def write(folder: Path, name: str, weights: bytes = b"1", *files: str) -> None:
@@ -120,7 +127,7 @@ def test_links_and_hidden_folders_are_left_alone(
 def test_removed_folders(store: FakeStore, folder: Path, make: Callable[..., DropFolder]) -> None:
     for delete in (False, True):
         drop = make(delete=delete)
-        for name in ("gone", "bad"):
+        for name in ("gone", "bad", "stays"):
             write(folder, name, b"bad" if name == "bad" else b"1", ".ready")
         drop.look()
         for name in ("gone", "bad"):
@@ -156,6 +163,188 @@ def test_a_folder_that_cannot_be_listed_deletes_nothing(
         with pytest.raises(StoreFailed):
             drop.look()
     assert "a" in store.records
+
+
+def test_another_folder_in_its_place_deletes_nothing(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder]
+) -> None:
+    """As the mount point is, once nothing is mounted on it."""
+    drop = make(delete=True)
+    write(folder, "a", b"1", ".ready")
+    drop.look()
+    folder.rename(folder.with_name("unmounted"))
+    folder.mkdir()
+    for _ in range(3):
+        with pytest.raises(StoreFailed, match="another one"):
+            drop.look()
+    folder.rmdir()
+    folder.with_name("unmounted").rename(folder)
+    drop.look()
+    assert (store.records.keys(), len(store.batches)) == ({"a"}, 1)
+
+
+def test_nothing_is_deleted_when_everything_vanishes(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder]
+) -> None:
+    drop = make(delete=True)
+    for name in "abc":
+        write(folder, name, b"1", ".ready")
+    drop.look()
+    for name in "abc":
+        (folder / name).rename(folder.with_name(name))
+    for _ in range(3):
+        with pytest.raises(StoreFailed, match="vanished at once"):
+            drop.look()
+    assert store.records.keys() == set("abc")
+    for name in "ab":
+        folder.with_name(name).rename(folder / name)
+    for _ in range(3):
+        drop.look()
+    assert (store.records.keys(), len(store.batches)) == (set("ab"), 1)
+
+
+def test_two_misses_count_only_in_a_row(store: FakeStore, folder: Path, make: Callable[..., DropFolder]) -> None:
+    drop = make(delete=True)
+    for name in ("a", "other"):
+        write(folder, name, b"1", ".ready")
+    drop.look()
+    for _ in range(3):
+        (folder / "a").rename(folder.with_name("a"))
+        drop.look()
+        folder.with_name("a").rename(folder / "a")
+        drop.look()
+    assert "a" in store.records
+
+
+def test_a_batch_fits_in_memory(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropped, "_BATCH_BYTES", 1000)
+    for i in range(10):
+        write(folder, f"a{i}", b"1" * 300, ".ready")
+    write(folder, "large", b"1" * 5000, ".ready")
+    make().look()
+    assert len(store.records) == 11
+    sizes = [[store.get(name).size_bytes for name in batch] for batch in store.batches]
+    assert all(sum(batch) <= 1000 or len(batch) == 1 for batch in sizes)
+    assert len(sizes) <= 6
+
+
+def test_a_restart_undoes_nothing(store: FakeStore, folder: Path, make: Callable[..., DropFolder]) -> None:
+    for name in ("deleted", "replaced", "gone", "same"):
+        write(folder, name, b"1", ".ready")
+    make(delete=True).look()
+    store.delete("deleted")
+    store.import_many([ImportItem("replaced", AdapterFiles(b"{}", b"2"))])
+    shutil.rmtree(folder / "gone")
+    write(folder, "new", b"1", ".ready")
+    again = make(delete=True)
+    for _ in range(3):
+        again.look()
+    assert store.records.keys() == {"replaced", "gone", "same", "new"}  # what was removed meanwhile stays
+    assert store.get("replaced").versions[0] == store.get("replaced").digest != store.get("same").digest
+    shutil.rmtree(folder / "same")
+    for _ in range(2):
+        again.look()
+    assert "same" not in store.records
+
+
+def test_an_empty_folder_at_the_start_forgets_nothing(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder]
+) -> None:
+    write(folder, "a", b"1", ".ready")
+    make(delete=True).look()
+    (folder / "a").rename(folder.with_name("a"))
+    again = make(delete=True)
+    for _ in range(3):
+        with pytest.raises(StoreFailed, match="is empty"):
+            again.look()
+    store.delete("a")
+    folder.with_name("a").rename(folder / "a")
+    again.look()
+    assert not store.records
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"folder": 1}', b"\xff", b'{"folder": "FOLDER", "known": {"a": 1}}'])
+def test_a_memory_that_cannot_be_read_is_none(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder], content: bytes
+) -> None:
+    folder.with_name("watched.json").write_bytes(content.replace(b"FOLDER", str(folder).encode()))
+    write(folder, "a", b"1", ".ready")
+    make().look()
+    assert store.records.keys() == {"a"}
+
+
+def test_what_cannot_be_read_now_is_tried_again(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, real = make(), os.open
+    for name in "ab":
+        write(folder, name, b"1", ".ready")
+
+    def failing(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if str(path).endswith("/a"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, flags, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("overtone.adapters.folder.os.open", failing)
+        with pytest.raises(StoreFailed, match="Too many open files"):
+            drop.look()
+    assert (store.records.keys(), list(folder.glob("*.error"))) == ({"b"}, [])
+    drop.look()
+    assert store.records.keys() == {"a", "b"}
+
+
+def test_a_deletion_that_fails_is_tried_again(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = make(delete=True)
+    for name in "ab":
+        write(folder, name, b"1", ".ready")
+    drop.look()
+    shutil.rmtree(folder / "a")
+    drop.look()
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise StoreFailed("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", full)
+        with pytest.raises(StoreFailed, match="full"):
+            drop.look()
+    drop.look()
+    assert store.records.keys() == {"b"}
+
+
+def test_a_refusal_is_not_written_through_a_link(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder], tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (folder / "bad.error").symlink_to(precious)
+    (folder / ".bad.error").symlink_to(precious)
+    write(folder, "bad", b"bad", ".ready")
+    make().look()
+    assert precious.read_text() == "mine"
+    assert "ADAPTER_MALFORMED" in (folder / "bad.error").read_text()
+
+
+def test_a_look_that_is_stopped_loads_no_more(
+    store: FakeStore, folder: Path, make: Callable[..., DropFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, real = make(), store.import_many
+    monkeypatch.setattr(dropped, "_BATCH", 2)
+    for i in range(10):
+        write(folder, f"a{i}", b"1", ".ready")
+
+    def stopping(items: list[ImportItem]) -> Any:
+        drop.stop()
+        return real(items)
+
+    monkeypatch.setattr(store, "import_many", stopping)
+    drop.look()
+    assert len(store.records) == 2
 
 
 def test_a_full_disk_is_tried_again(store: FakeStore, folder: Path, make: Callable[..., DropFolder]) -> None:

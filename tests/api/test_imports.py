@@ -186,3 +186,34 @@ def test_a_line_in_the_log_for_each_batch(plane: ControlPlane, caplog: pytest.Lo
     assert first["reasons"] == {"ADAPTER_MALFORMED": 1}
     assert first["bytes"] == 2 + 1 + 2 + 1 + 2 + 3
     assert (second["unchanged"], "created" in second) == (1, False)
+
+
+def test_a_batch_under_way_keeps_its_place_and_its_line(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> None:
+    """Though its client has left: what is then stored is not told to be cancelled."""
+    plane.store.go.clear()
+    with caplog.at_level(logging.INFO, logger="overtone.changes"), plane.channel() as channel:
+        stub = pb_grpc.AdapterServiceStub(channel)
+        for i in range(imports.MAX_IMPORTS):
+            call = stub.ImportAdapters(iter([pb.ImportAdaptersRequest(adapters=[item(f"a{i}")])]))
+            while len(plane.store.batches) <= i:
+                time.sleep(0.01)
+            call.cancel()
+        time.sleep(0.3)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.ImportAdapters(iter([])))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not [each for each in caplog.records if each.name == "overtone.changes"]
+        plane.store.go.set()
+        plane.call(plane.calls.wait_idle(60))
+        assert list(stub.ImportAdapters(iter([]))) == []
+    assert len(plane.store.records) == imports.MAX_IMPORTS
+    lines = [record.__dict__["fields"] for record in caplog.records if record.name == "overtone.changes"]
+    assert [(line["code"], line["created"]) for line in lines] == [("OK", 1)] * imports.MAX_IMPORTS
+
+
+def test_a_sign_of_life_is_no_change(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="overtone.changes"):
+        first, second, third = run(plane, [], [item("a")], [])
+    assert (first, outcomes(second), third) == ([], [("a", "created")], [])
+    lines = [record.__dict__["fields"] for record in caplog.records if record.name == "overtone.changes"]
+    assert [line["adapters"] for line in lines] == [1]

@@ -97,8 +97,15 @@ def test_metrics_count_what_happened(tiny_server: ThreadServer, tmp_path: Path) 
     assert metric(tiny_server, "overtone_kv_cache_usage_ratio") == 0
     names = [f"secret-name-{index}" for index in range(3)]
     series = ("requests", "generated_tokens", "errors")
-    values = [[metric(tiny_server, f"overtone_adapter_{s}_total", adapter=name) for s in series] for name in names]
-    assert values == [[1, 5, 0]] * 3
+
+    def shown() -> list[list[float]]:
+        return [[metric(tiny_server, f"overtone_adapter_{s}_total", adapter=name) for s in series] for name in names]
+
+    assert shown() == [[0, 0, 0]] * 3  # from when they came into the top
+    with tiny_server.client() as client:
+        for name in names:
+            client.generate("abcdef", adapter=name, max_new_tokens=5, ignore_eos=True)
+    assert shown() == [[1, 5, 0]] * 3
     with tiny_server.client() as client:
         client.adapters.delete(names[0])
     assert metric(tiny_server, "overtone_adapters_tracked") == 2

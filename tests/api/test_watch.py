@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,27 @@ def test_resuming_misses_nothing_and_repeats_nothing(plane: ControlPlane) -> Non
         assert again.events(3) == [("created", "b"), ("created", "c"), ("created", "d")]
 
 
-def test_a_snapshot_then_what_follows(plane: ControlPlane) -> None:
+def first_page_only(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until it is set."""
+    go, real = threading.Event(), plane.store.list
+
+    def gated(size: int, token: str = "") -> Any:
+        assert not token or go.wait(60)
+        return real(size, token)
+
+    monkeypatch.setattr(plane.store, "list", gated)
+    return go
+
+
+def test_a_snapshot_then_what_follows(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(430):
         plane.store._import(ImportItem(f"a{i:03}", AdapterFiles(b"{}", b"1")))
+    go = first_page_only(plane, monkeypatch)
     with Watcher(plane, snapshot=True) as watcher:
         first = next(iter(watcher.call))
         assert (len(first.events), first.resume_token, first.caught_up) == (200, "", False)
         put(plane, "late")
+        go.set()
         watcher.live()
         existing = [name for kind, name in watcher.seen if kind == "existing"]
         assert [name for name in existing if name != "late"] == [f"a{i:03}" for i in range(200, 430)]
@@ -232,3 +247,17 @@ def test_waiting_for_changes() -> None:
             changes.since(2)
 
     asyncio.run(run())
+
+
+def test_the_servers_end_ends_a_snapshot(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(430):
+        plane.store._import(ImportItem(f"a{i:03}", AdapterFiles(b"{}", b"1")))
+    go = first_page_only(plane, monkeypatch)
+    with Watcher(plane, snapshot=True) as watcher:
+        assert next(iter(watcher.call)).events
+        plane.loop.call_soon_threadsafe(plane.backend.changes.close)
+        go.set()
+        code, details = status(watcher)
+    assert code == "UNAVAILABLE"
+    assert len(watcher.seen) <= 200  # of 230: one page may have been under way
+    assert "DRAINING" in details

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import aclosing, closing
 from itertools import islice
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overtone.adapters.operations import Problem
+from overtone.api import imports
 from overtone.api.usage import Measured
 from overtone.client import (
     AdapterNotFound,
@@ -27,8 +29,13 @@ from overtone.client import (
     StoreFailed,
     TooLarge,
     WatchExpired,
+    _batches,
+    _imports,
 )
-from overtone.client._imports import IN_FLIGHT, MAX_ENTRIES, batches
+from overtone.client._batches import MAX_ENTRIES, batches
+from overtone.client._channel import ADAPTERS, _service_config
+from overtone.client._imports import IN_FLIGHT
+from overtone.v1 import adapters_pb2
 from support.control_plane import ControlPlane
 from support.fake_server import Driver
 
@@ -244,3 +251,35 @@ def test_the_store(ask: Driver, plane: ControlPlane) -> None:
     assert ask(lambda client: client.store.check()).problem_count == 0
     (problem,) = ask(lambda client: client.store.check(deep=True)).problems
     assert (problem.kind, problem.pack, problem.message) == ("bad_digest", 3, "it is damaged")
+
+
+def test_entries_that_take_long_keep_the_import_alive(
+    ask: Driver, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of an interrupted import do while what was sent is skipped, at the beginning and in the middle."""
+    monkeypatch.setattr(imports, "SILENCE_S", 0.5)
+    monkeypatch.setattr(_imports, "SIGN_S", 0.1)
+    monkeypatch.setattr(_batches, "MAX_ENTRIES", 2)
+
+    def slow() -> Iterator[ImportEntry]:
+        for i in range(7):
+            if i in (0, 4):
+                time.sleep(1.0)
+            yield entry(f"a{i}")
+
+    results = ask(lambda client: client.adapters.import_many(slow()))
+    assert [(result.id, result.outcome) for result in results] == [(f"a{i}", "created") for i in range(7)]
+    assert [len(batch) for batch in plane.store.batches] == [2, 2, 2, 1]
+
+
+def test_only_calls_that_may_be_repeated_are_retried() -> None:
+    methods = {
+        (name["service"], name.get("method")): "retryPolicy" in config
+        for config in _service_config()["methodConfig"]
+        for name in config["name"]
+    }
+    once = {method for (_, method), retried in methods.items() if not retried}
+    changing = {"UploadAdapter", "ImportAdapters", "LoadAdapter", "ActivateAdapterVersion", "DeleteAdapter"}
+    assert once == {*changing, "BackupStore"}
+    assert changing <= {each.name for each in adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].methods}
+    assert methods[ADAPTERS, None]

@@ -44,7 +44,7 @@ class FakeBackend:
     async def in_store(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, work))
 
-    in_import = in_upkeep = in_store
+    in_import = in_upkeep = in_watch = in_store
 
     async def begin_upload(self) -> Any:
         return self.store.begin_upload()
@@ -56,8 +56,8 @@ class ControlPlane:
     def __init__(self, tmp: Path, *, ring: int = 1000, heartbeat_s: float = 15.0) -> None:
         self.store = FakeStore(tmp)
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run_loop, daemon=True)
+        self.thread.start()
         self.calls = self.call(self._start(ring, heartbeat_s))
 
     def _run_loop(self) -> None:
@@ -67,14 +67,15 @@ class ControlPlane:
 
     async def _start(self, ring: int, heartbeat_s: float) -> StatusInterceptor:
         self.backend = FakeBackend(self.store, self.loop, ring)
-        slot = BackendSlot()
+        self.slot = slot = BackendSlot()
         slot.set(self.backend)  # type: ignore[arg-type]
         calls = StatusInterceptor(Metrics())
         self._server = grpc.aio.server(interceptors=[calls])
         log = ChangeLog()
         self.watches = Watches(heartbeat_s)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterService(slot, log, self.watches), self._server)
-        store_pb2_grpc.add_StoreServiceServicer_to_server(StoreService(slot, log), self._server)
+        self.upkeep = StoreService(slot, log)
+        store_pb2_grpc.add_StoreServiceServicer_to_server(self.upkeep, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         await self._server.start()
         return calls
@@ -96,4 +97,4 @@ class ControlPlane:
         self.store.go.set()
         self.call(self._server.stop(0))
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
+        self.thread.join()

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from overtone.adapters.events import Events
@@ -176,6 +177,11 @@ class FakeStore:
     def check(self, deep: bool, progress: Progress) -> list[Problem]:
         self._steps(progress)
         return self.problems if deep else []
+
+    def backup(self, folder: Path, progress: Progress) -> None:
+        folder.mkdir()
+        (folder / "copy").write_text("of it")
+        self._steps(progress)
 
     def _steps(self, progress: Progress) -> None:
         try:

@@ -132,14 +132,8 @@ class Changes:
 
     def _tell_all(self, outcomes: Sequence[Outcome]) -> None:
         for one in outcomes:
-            if one.outcome != "exists" and one.outcome != "unchanged" and self._events.heard:
-                self._events.tell(one.outcome, one.adapter_id, self._at_hand(one.adapter_id))
-
-    def _at_hand(self, adapter_id: str) -> AdapterRecord | None:
-        try:
-            return self._catalogue.get(adapter_id)
-        except OvertoneError:
-            return None
+            if one.outcome != "exists" and one.outcome != "unchanged":
+                self._events.tell(one.outcome, one.adapter_id)
 
     def _pin_all(self, pinned: Sequence[Admitted]) -> None:
         if pinned:

@@ -105,6 +105,10 @@ class StoreDisk:
             disk_bytes=blobs.pack_bytes - blobs.evicted_bytes,
             disk_budget_bytes=self._disk_budget,
             remote_bytes=blobs.remote_bytes,
+            pending_pack_count=blobs.remote.pending_packs if blobs.remote else 0,
+            failed_pass_count=blobs.remote.failed_passes if blobs.remote else 0,
+            fetch_failure_count=blobs.remote.fetch_failures if blobs.remote else 0,
+            remote_error=blobs.remote.last_error if blobs.remote else "",
         )
 
     def backup(self, target: Path, progress: Progress = no_progress) -> None:

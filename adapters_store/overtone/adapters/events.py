@@ -34,11 +34,6 @@ class Events:
 
         return unsubscribe
 
-    @property
-    def heard(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._listeners)
-
     def tell(self, kind: Kind, adapter_id: str, record: AdapterRecord | None = None) -> None:
         """To be called in the order of the changes: by whoever still holds what keeps the next one out."""
         with self._lock:

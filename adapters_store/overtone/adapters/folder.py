@@ -6,6 +6,7 @@ check and a use in which somebody could swap a name.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from overtone.errors import PathRefused, TooLarge
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LASTING = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG)
+)
 
 
 def read_folder(roots: Sequence[Path], path: str, max_bytes: int) -> AdapterFiles:
@@ -62,13 +66,14 @@ def _open_below(root: Path, parts: Sequence[str], path: str) -> int | None:
     with operation("open an adapter root"):
         handle = os.open(root, FOLDER)
     for part in parts:
+        why = f"the path {shown(path)!r} is refused: {shown(part)!r} is a link, not a folder, or cannot be opened"
         try:
-            inner = os.open(part, FOLDER | os.O_NOFOLLOW, dir_fd=handle)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            why = f"the path {shown(path)!r} is refused: {shown(part)!r} is a link, not a folder, or cannot be opened"
-            raise PathRefused(why, field="path") from error
+            with operation("open an adapter folder"):
+                inner = open_or_refuse(part, FOLDER | os.O_NOFOLLOW, why, handle)
+        except PathRefused as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
         finally:
             os.close(handle)
         handle = inner
@@ -83,12 +88,19 @@ def _read_files(folder: int, max_bytes: int) -> AdapterFiles:
     return AdapterFiles(config, read_file(folder, layout.weights, max_bytes - len(config)), layout)
 
 
-def read_file(folder: int, name: str, max_bytes: int) -> bytes:
+def open_or_refuse(path: str | Path, flags: int, message: str, folder: int | None = None) -> int:
+    """Raises `PathRefused` for what the path is, and `OSError` for what may pass, as too many open files."""
     try:
-        handle = os.open(name, _FILE, dir_fd=folder)
+        return os.open(path, flags, dir_fd=folder)
     except OSError as error:
-        raise PathRefused(f"{name} is a link, not a file, or cannot be opened", field="path") from error
+        if error.errno not in _LASTING:
+            raise
+        raise PathRefused(message, field="path") from error
+
+
+def read_file(folder: int, name: str, max_bytes: int) -> bytes:
     with operation("read an adapter folder"):
+        handle = open_or_refuse(name, _FILE, f"{name} is a link, not a file, or cannot be opened", folder)
         try:
             facts = os.fstat(handle)
             if not stat.S_ISREG(facts.st_mode):

@@ -41,7 +41,7 @@ class Wanted:
 
 
 class Leasing:
-    """Thread-safe. admit: what checks the files of an adapter."""
+    """Thread-safe. admit: what checks the files of an adapter; tenant_of: whose an id is, None if there is no such id."""
 
     def __init__(
         self,
@@ -49,8 +49,10 @@ class Leasing:
         versions: Versions,
         admit: Callable[[AdapterFiles], Admitted],
         used: LastUsed,
+        tenant_of: Callable[[str], str | None],
     ) -> None:
         self._lookups, self._versions, self._admit, self._used = lookups, versions, admit, used
+        self._tenant_of = tenant_of
         # SHA-256 of an inline adapter's files -> its digest and bytes in memory.
         self._inline: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -126,13 +128,13 @@ class Leasing:
 
     def _stored(self, wanted: Wanted, tenant: str) -> Found:
         adapter_id, prefix = parse_reference(wanted.reference)
-        resolved = _of_tenant(self._lookups.resolve(adapter_id, prefix), adapter_id, tenant)
+        resolved = self._resolve(adapter_id, prefix, tenant)
         self._used.note(adapter_id)
 
         def check() -> None:
             """It may have been deleted before it was retained, unless it is still known; after that its blob stays."""
             if self._lookups.peek(adapter_id, prefix) != resolved:
-                self._lookups.resolve(adapter_id, resolved.digest)
+                self._resolve(adapter_id, resolved.digest, tenant)
 
         return Found(
             Share(adapter_id, resolved.digest, wanted.weight),
@@ -141,6 +143,16 @@ class Leasing:
             load=partial(self._versions.read, resolved.digest),
             check=check,
         )
+
+    def _resolve(self, adapter_id: str, prefix: str, tenant: str) -> Resolved:
+        try:
+            found = self._lookups.resolve(adapter_id, prefix)
+        except OvertoneError:
+            # Whatever is wrong with it: who may not know that it is there is told that it is not.
+            if self._tenant_of(adapter_id) not in (None, "", tenant):
+                raise unknown(adapter_id) from None
+            raise
+        return _of_tenant(found, adapter_id, tenant)
 
     def _brought(self, wanted: Wanted, files: AdapterFiles) -> Found:
         """An adapter that is not in the catalogue. Checked like any other, once for the same files while remembered."""

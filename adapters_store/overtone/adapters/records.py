@@ -103,7 +103,7 @@ class StoreStats:
     load_count: all that came into memory, by where from: the disk, a remote store, or what was in memory already (uploaded
     just now, brought by a request, added up). miss_count: uses that had to wait for a load. memo_bytes: of what loads share
     and nothing in memory uses; beside `resident_bytes`. live_bytes: of blobs that something refers to; disk_bytes: of
-    packs here, remote_bytes: in object storage. negative: ids remembered as unknown.
+    packs here, remote_bytes: in object storage. negative: ids remembered as unknown. The last four: see `RemoteStats`.
     """
 
     registered_count: int
@@ -131,6 +131,10 @@ class StoreStats:
     disk_budget_bytes: int = 0
     pack_count: int = 0
     remote_bytes: int = 0
+    pending_pack_count: int = 0
+    failed_pass_count: int = 0
+    fetch_failure_count: int = 0
+    remote_error: str = ""
 
 
 def check_id(adapter_id: str, field: str = "adapter_id") -> str:

@@ -88,7 +88,7 @@ class AdapterStore:
             self._changes = Changes(
                 config, self._blobs, self._catalogue, self._versions, self._lookups, self._admission, self._events
             )
-            self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used)
+            self._leasing = Leasing(self._lookups, self._versions, self._admission.admit, self._used, self._tenant_of)
             self._versions.sweep(self._catalogue.unused())
             self._versions.load_pinned()
             self._upkeep = Upkeep([self.flush, self._versions.catch_up, self._tidy], _UPKEEP_S)
@@ -201,6 +201,10 @@ class AdapterStore:
         if resolved.state == "quarantined":
             raise corrupted(resolved.digest, "was found broken and is set aside")
         return resolved
+
+    def _tenant_of(self, adapter_id: str) -> str | None:
+        record = self._catalogue.find(adapter_id)
+        return None if record is None else record.tenant
 
     def _set_aside(self, digest: str) -> None:
         """A version is broken, or what versions share."""

@@ -20,6 +20,7 @@ STORE = store_pb2.DESCRIPTOR.services_by_name["StoreService"].full_name
 MAX_MESSAGE_BYTES = 16 << 20
 READY_REQUEST = health_pb2.HealthCheckRequest(service=GENERATION)
 READY_POLL_S = 0.1
+_ONCE = ("UploadAdapter", "ImportAdapters", "LoadAdapter", "ActivateAdapterVersion", "DeleteAdapter")
 
 # The health service does not answer, or does not know our service yet.
 NOT_READY_CODES = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND})
@@ -53,7 +54,8 @@ def options(address: str) -> list[tuple[str, Any]]:
 
 
 def _service_config() -> dict[str, Any]:
-    """Retries a call that found no server. Not uploads: their streams cannot be sent twice."""
+    """Retries a call that found no server. Not uploads, whose streams cannot be sent twice, nor what would do something else
+    or fail the second time, if it was done the first time and only the answer was lost."""
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.1s",
@@ -63,8 +65,9 @@ def _service_config() -> dict[str, Any]:
     }
     everything = {"name": [{"service": each} for each in (GENERATION, ADAPTERS, STORE)], "retryPolicy": policy}
     # The entry for a method replaces that of its service.
-    uploads = {"name": [{"service": ADAPTERS, "method": method} for method in ("UploadAdapter", "ImportAdapters")]}
-    return {"methodConfig": [everything, uploads]}
+    names = [*((ADAPTERS, method) for method in _ONCE), (STORE, "BackupStore")]
+    once = {"name": [{"service": service, "method": method} for service, method in names]}
+    return {"methodConfig": [everything, once]}
 
 
 def _is_local(address: str) -> bool:

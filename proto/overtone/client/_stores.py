@@ -53,6 +53,16 @@ class StoreClient:
                 on_progress(message.progress.done, message.progress.total)
         raise _unfinished()
 
+    def backup(self, folder: str, on_progress: OnProgress = _nothing) -> int:
+        """Copies the store into a new folder below the server's `--backup-root`. Returns the bytes copied."""
+        request = store_pb2.BackupStoreRequest(folder=folder)
+        with typed_errors():
+            for message in self._stub.BackupStore(request, metadata=self._metadata):
+                if message.HasField("backup"):
+                    return message.backup.copied_bytes
+                on_progress(message.progress.done, message.progress.total)
+        raise _unfinished()
+
 
 class AsyncStoreClient:
     """As `StoreClient`, with await."""
@@ -85,6 +95,16 @@ class AsyncStoreClient:
             async for message in self._stub.CheckStore(request, metadata=self._metadata):
                 if message.HasField("check"):
                     return responses.check(message.check)
+                on_progress(message.progress.done, message.progress.total)
+        raise _unfinished()
+
+    async def backup(self, folder: str, on_progress: OnProgress = _nothing) -> int:
+        """Copies the store into a new folder below the server's `--backup-root`. Returns the bytes copied."""
+        request = store_pb2.BackupStoreRequest(folder=folder)
+        with typed_errors():
+            async for message in self._stub.BackupStore(request, metadata=self._metadata):
+                if message.HasField("backup"):
+                    return message.backup.copied_bytes
                 on_progress(message.progress.done, message.progress.total)
         raise _unfinished()
 

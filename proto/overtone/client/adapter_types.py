@@ -156,6 +156,11 @@ class StoreStatistics:
     eviction_total: int
     negative_count: int
     negative_hit_total: int
+    memo_bytes: int
+    pending_pack_count: int
+    failed_pass_total: int
+    fetch_failure_total: int
+    remote_error: str
 
 
 @dataclass(frozen=True)

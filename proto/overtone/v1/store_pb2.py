@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17overtone/v1/store.proto\x12\x0bovertone.v1\x1a\x1fgoogle/api/field_behavior.proto\"\x1b\n\x19GetStoreStatisticsRequest\"\x97\x05\n\x0fStoreStatistics\x12\x16\n\x08store_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\radapter_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rversion_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11quarantined_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nlive_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\ndisk_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x64isk_budget_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\npack_count\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cremote_bytes\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0eresident_count\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0eresident_bytes\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmemory_bytes\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cleased_count\x18\r \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x17\n\thit_total\x18\x0e \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmiss_total\x18\x0f \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x64isk_load_total\x18\x10 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11remote_load_total\x18\x11 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11memory_load_total\x18\x12 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12 \n\x12load_failure_total\x18\x13 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x65viction_total\x18\x14 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0enegative_count\x18\x15 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12 \n\x12negative_hit_total\x18\x16 \x01(\x03\x42\x04\xe2\x41\x01\x03\"3\n\x08Progress\x12\x12\n\x04\x64one\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05total\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\x15\n\x13\x43ompactStoreRequest\"x\n\x14\x43ompactStoreResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.overtone.v1.ProgressH\x00\x12-\n\ncompaction\x18\x02 \x01(\x0b\x32\x17.overtone.v1.CompactionH\x00\x42\x06\n\x04step\"\x85\x01\n\nCompaction\x12\x18\n\npack_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0bmoved_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x66reed_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\'\n\x05\x63heck\x18\x04 \x01(\x0b\x32\x12.overtone.v1.CheckB\x04\xe2\x41\x01\x03\"\'\n\x11\x43heckStoreRequest\x12\x12\n\x04\x64\x65\x65p\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01\"l\n\x12\x43heckStoreResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.overtone.v1.ProgressH\x00\x12#\n\x05\x63heck\x18\x02 \x01(\x0b\x32\x12.overtone.v1.CheckH\x00\x42\x06\n\x04step\"R\n\x05\x43heck\x12\x1b\n\rproblem_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12,\n\x08problems\x18\x02 \x03(\x0b\x32\x14.overtone.v1.ProblemB\x04\xe2\x41\x01\x03\"^\n\x07Problem\x12\x12\n\x04kind\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04pack\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x32\x92\x02\n\x0cStoreService\x12Z\n\x12GetStoreStatistics\x12&.overtone.v1.GetStoreStatisticsRequest\x1a\x1c.overtone.v1.StoreStatistics\x12U\n\x0c\x43ompactStore\x12 .overtone.v1.CompactStoreRequest\x1a!.overtone.v1.CompactStoreResponse0\x01\x12O\n\nCheckStore\x12\x1e.overtone.v1.CheckStoreRequest\x1a\x1f.overtone.v1.CheckStoreResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17overtone/v1/store.proto\x12\x0bovertone.v1\x1a\x1fgoogle/api/field_behavior.proto\"\x1b\n\x19GetStoreStatisticsRequest\"\xb3\x06\n\x0fStoreStatistics\x12\x16\n\x08store_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\radapter_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rversion_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11quarantined_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nlive_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\ndisk_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x64isk_budget_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\npack_count\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cremote_bytes\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0eresident_count\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0eresident_bytes\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmemory_bytes\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cleased_count\x18\r \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x17\n\thit_total\x18\x0e \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmiss_total\x18\x0f \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x64isk_load_total\x18\x10 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11remote_load_total\x18\x11 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11memory_load_total\x18\x12 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12 \n\x12load_failure_total\x18\x13 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x65viction_total\x18\x14 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0enegative_count\x18\x15 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12 \n\x12negative_hit_total\x18\x16 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmemo_bytes\x18\x17 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12 \n\x12pending_pack_count\x18\x18 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x66\x61iled_pass_total\x18\x19 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12!\n\x13\x66\x65tch_failure_total\x18\x1a \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cremote_error\x18\x1b \x01(\tB\x04\xe2\x41\x01\x03\"3\n\x08Progress\x12\x12\n\x04\x64one\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05total\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\x15\n\x13\x43ompactStoreRequest\"x\n\x14\x43ompactStoreResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.overtone.v1.ProgressH\x00\x12-\n\ncompaction\x18\x02 \x01(\x0b\x32\x17.overtone.v1.CompactionH\x00\x42\x06\n\x04step\"\x85\x01\n\nCompaction\x12\x18\n\npack_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0bmoved_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x66reed_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\'\n\x05\x63heck\x18\x04 \x01(\x0b\x32\x12.overtone.v1.CheckB\x04\xe2\x41\x01\x03\"\'\n\x11\x43heckStoreRequest\x12\x12\n\x04\x64\x65\x65p\x18\x01 \x01(\x08\x42\x04\xe2\x41\x01\x01\"l\n\x12\x43heckStoreResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.overtone.v1.ProgressH\x00\x12#\n\x05\x63heck\x18\x02 \x01(\x0b\x32\x12.overtone.v1.CheckH\x00\x42\x06\n\x04step\"*\n\x12\x42\x61\x63kupStoreRequest\x12\x14\n\x06\x66older\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"o\n\x13\x42\x61\x63kupStoreResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.overtone.v1.ProgressH\x00\x12%\n\x06\x62\x61\x63kup\x18\x02 \x01(\x0b\x32\x13.overtone.v1.BackupH\x00\x42\x06\n\x04step\"$\n\x06\x42\x61\x63kup\x12\x1a\n\x0c\x63opied_bytes\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\"R\n\x05\x43heck\x12\x1b\n\rproblem_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12,\n\x08problems\x18\x02 \x03(\x0b\x32\x14.overtone.v1.ProblemB\x04\xe2\x41\x01\x03\"^\n\x07Problem\x12\x12\n\x04kind\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04pack\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x32\xe6\x02\n\x0cStoreService\x12Z\n\x12GetStoreStatistics\x12&.overtone.v1.GetStoreStatisticsRequest\x1a\x1c.overtone.v1.StoreStatistics\x12U\n\x0c\x43ompactStore\x12 .overtone.v1.CompactStoreRequest\x1a!.overtone.v1.CompactStoreResponse0\x01\x12O\n\nCheckStore\x12\x1e.overtone.v1.CheckStoreRequest\x1a\x1f.overtone.v1.CheckStoreResponse0\x01\x12R\n\x0b\x42\x61\x63kupStore\x12\x1f.overtone.v1.BackupStoreRequest\x1a .overtone.v1.BackupStoreResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -76,6 +76,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORESTATISTICS'].fields_by_name['negative_count']._serialized_options = b'\342A\001\003'
   _globals['_STORESTATISTICS'].fields_by_name['negative_hit_total']._loaded_options = None
   _globals['_STORESTATISTICS'].fields_by_name['negative_hit_total']._serialized_options = b'\342A\001\003'
+  _globals['_STORESTATISTICS'].fields_by_name['memo_bytes']._loaded_options = None
+  _globals['_STORESTATISTICS'].fields_by_name['memo_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_STORESTATISTICS'].fields_by_name['pending_pack_count']._loaded_options = None
+  _globals['_STORESTATISTICS'].fields_by_name['pending_pack_count']._serialized_options = b'\342A\001\003'
+  _globals['_STORESTATISTICS'].fields_by_name['failed_pass_total']._loaded_options = None
+  _globals['_STORESTATISTICS'].fields_by_name['failed_pass_total']._serialized_options = b'\342A\001\003'
+  _globals['_STORESTATISTICS'].fields_by_name['fetch_failure_total']._loaded_options = None
+  _globals['_STORESTATISTICS'].fields_by_name['fetch_failure_total']._serialized_options = b'\342A\001\003'
+  _globals['_STORESTATISTICS'].fields_by_name['remote_error']._loaded_options = None
+  _globals['_STORESTATISTICS'].fields_by_name['remote_error']._serialized_options = b'\342A\001\003'
   _globals['_PROGRESS'].fields_by_name['done']._loaded_options = None
   _globals['_PROGRESS'].fields_by_name['done']._serialized_options = b'\342A\001\003'
   _globals['_PROGRESS'].fields_by_name['total']._loaded_options = None
@@ -90,6 +100,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPACTION'].fields_by_name['check']._serialized_options = b'\342A\001\003'
   _globals['_CHECKSTOREREQUEST'].fields_by_name['deep']._loaded_options = None
   _globals['_CHECKSTOREREQUEST'].fields_by_name['deep']._serialized_options = b'\342A\001\001'
+  _globals['_BACKUPSTOREREQUEST'].fields_by_name['folder']._loaded_options = None
+  _globals['_BACKUPSTOREREQUEST'].fields_by_name['folder']._serialized_options = b'\342A\001\002'
+  _globals['_BACKUP'].fields_by_name['copied_bytes']._loaded_options = None
+  _globals['_BACKUP'].fields_by_name['copied_bytes']._serialized_options = b'\342A\001\003'
   _globals['_CHECK'].fields_by_name['problem_count']._loaded_options = None
   _globals['_CHECK'].fields_by_name['problem_count']._serialized_options = b'\342A\001\003'
   _globals['_CHECK'].fields_by_name['problems']._loaded_options = None
@@ -105,23 +119,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTORESTATISTICSREQUEST']._serialized_start=73
   _globals['_GETSTORESTATISTICSREQUEST']._serialized_end=100
   _globals['_STORESTATISTICS']._serialized_start=103
-  _globals['_STORESTATISTICS']._serialized_end=766
-  _globals['_PROGRESS']._serialized_start=768
-  _globals['_PROGRESS']._serialized_end=819
-  _globals['_COMPACTSTOREREQUEST']._serialized_start=821
-  _globals['_COMPACTSTOREREQUEST']._serialized_end=842
-  _globals['_COMPACTSTORERESPONSE']._serialized_start=844
-  _globals['_COMPACTSTORERESPONSE']._serialized_end=964
-  _globals['_COMPACTION']._serialized_start=967
-  _globals['_COMPACTION']._serialized_end=1100
-  _globals['_CHECKSTOREREQUEST']._serialized_start=1102
-  _globals['_CHECKSTOREREQUEST']._serialized_end=1141
-  _globals['_CHECKSTORERESPONSE']._serialized_start=1143
-  _globals['_CHECKSTORERESPONSE']._serialized_end=1251
-  _globals['_CHECK']._serialized_start=1253
-  _globals['_CHECK']._serialized_end=1335
-  _globals['_PROBLEM']._serialized_start=1337
-  _globals['_PROBLEM']._serialized_end=1431
-  _globals['_STORESERVICE']._serialized_start=1434
-  _globals['_STORESERVICE']._serialized_end=1708
+  _globals['_STORESTATISTICS']._serialized_end=922
+  _globals['_PROGRESS']._serialized_start=924
+  _globals['_PROGRESS']._serialized_end=975
+  _globals['_COMPACTSTOREREQUEST']._serialized_start=977
+  _globals['_COMPACTSTOREREQUEST']._serialized_end=998
+  _globals['_COMPACTSTORERESPONSE']._serialized_start=1000
+  _globals['_COMPACTSTORERESPONSE']._serialized_end=1120
+  _globals['_COMPACTION']._serialized_start=1123
+  _globals['_COMPACTION']._serialized_end=1256
+  _globals['_CHECKSTOREREQUEST']._serialized_start=1258
+  _globals['_CHECKSTOREREQUEST']._serialized_end=1297
+  _globals['_CHECKSTORERESPONSE']._serialized_start=1299
+  _globals['_CHECKSTORERESPONSE']._serialized_end=1407
+  _globals['_BACKUPSTOREREQUEST']._serialized_start=1409
+  _globals['_BACKUPSTOREREQUEST']._serialized_end=1451
+  _globals['_BACKUPSTORERESPONSE']._serialized_start=1453
+  _globals['_BACKUPSTORERESPONSE']._serialized_end=1564
+  _globals['_BACKUP']._serialized_start=1566
+  _globals['_BACKUP']._serialized_end=1602
+  _globals['_CHECK']._serialized_start=1604
+  _globals['_CHECK']._serialized_end=1686
+  _globals['_PROBLEM']._serialized_start=1688
+  _globals['_PROBLEM']._serialized_end=1782
+  _globals['_STORESERVICE']._serialized_start=1785
+  _globals['_STORESERVICE']._serialized_end=2143
 # @@protoc_insertion_point(module_scope)

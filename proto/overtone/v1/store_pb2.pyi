@@ -61,6 +61,11 @@ class StoreStatistics(_message.Message):
     EVICTION_TOTAL_FIELD_NUMBER: _builtins.int
     NEGATIVE_COUNT_FIELD_NUMBER: _builtins.int
     NEGATIVE_HIT_TOTAL_FIELD_NUMBER: _builtins.int
+    MEMO_BYTES_FIELD_NUMBER: _builtins.int
+    PENDING_PACK_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_PASS_TOTAL_FIELD_NUMBER: _builtins.int
+    FETCH_FAILURE_TOTAL_FIELD_NUMBER: _builtins.int
+    REMOTE_ERROR_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
     """Of the catalogue, and never of another one."""
     adapter_count: _builtins.int
@@ -92,6 +97,15 @@ class StoreStatistics(_message.Message):
     negative_count: _builtins.int
     """Ids that are remembered as unknown for a moment, and questions that this answered."""
     negative_hit_total: _builtins.int
+    memo_bytes: _builtins.int
+    """Of what loads share and nothing in memory uses; beside `resident_bytes`."""
+    pending_pack_count: _builtins.int
+    """Of object storage: full packs that are not uploaded yet, passes of uploads and evictions that failed, reads that were not
+    answered rightly, and why the last pass failed, empty if it did not.
+    """
+    failed_pass_total: _builtins.int
+    fetch_failure_total: _builtins.int
+    remote_error: _builtins.str
     def __init__(
         self,
         *,
@@ -117,10 +131,15 @@ class StoreStatistics(_message.Message):
         eviction_total: _builtins.int = ...,
         negative_count: _builtins.int = ...,
         negative_hit_total: _builtins.int = ...,
+        memo_bytes: _builtins.int = ...,
+        pending_pack_count: _builtins.int = ...,
+        failed_pass_total: _builtins.int = ...,
+        fetch_failure_total: _builtins.int = ...,
+        remote_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_count", b"adapter_count", "disk_budget_bytes", b"disk_budget_bytes", "disk_bytes", b"disk_bytes", "disk_load_total", b"disk_load_total", "eviction_total", b"eviction_total", "hit_total", b"hit_total", "leased_count", b"leased_count", "live_bytes", b"live_bytes", "load_failure_total", b"load_failure_total", "memory_bytes", b"memory_bytes", "memory_load_total", b"memory_load_total", "miss_total", b"miss_total", "negative_count", b"negative_count", "negative_hit_total", b"negative_hit_total", "pack_count", b"pack_count", "quarantined_count", b"quarantined_count", "remote_bytes", b"remote_bytes", "remote_load_total", b"remote_load_total", "resident_bytes", b"resident_bytes", "resident_count", b"resident_count", "store_id", b"store_id", "version_count", b"version_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_count", b"adapter_count", "disk_budget_bytes", b"disk_budget_bytes", "disk_bytes", b"disk_bytes", "disk_load_total", b"disk_load_total", "eviction_total", b"eviction_total", "failed_pass_total", b"failed_pass_total", "fetch_failure_total", b"fetch_failure_total", "hit_total", b"hit_total", "leased_count", b"leased_count", "live_bytes", b"live_bytes", "load_failure_total", b"load_failure_total", "memo_bytes", b"memo_bytes", "memory_bytes", b"memory_bytes", "memory_load_total", b"memory_load_total", "miss_total", b"miss_total", "negative_count", b"negative_count", "negative_hit_total", b"negative_hit_total", "pack_count", b"pack_count", "pending_pack_count", b"pending_pack_count", "quarantined_count", b"quarantined_count", "remote_bytes", b"remote_bytes", "remote_error", b"remote_error", "remote_load_total", b"remote_load_total", "resident_bytes", b"resident_bytes", "resident_count", b"resident_count", "store_id", b"store_id", "version_count", b"version_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -271,6 +290,73 @@ class CheckStoreResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
 Global___CheckStoreResponse: _TypeAlias = CheckStoreResponse  # noqa: Y015
+
+@_typing.final
+class BackupStoreRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Of the copy, which must not be there yet: 1 to 128 of A-Z a-z 0-9 . _ -, letter or digit at both ends."""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupStoreRequest: _TypeAlias = BackupStoreRequest  # noqa: Y015
+
+@_typing.final
+class BackupStoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___Progress: ...
+    @_builtins.property
+    def backup(self) -> Global___Backup:
+        """The last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___Progress | None = ...,
+        backup: Global___Backup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "progress", b"progress", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "progress", b"progress", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["progress", "backup"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___BackupStoreResponse: _TypeAlias = BackupStoreResponse  # noqa: Y015
+
+@_typing.final
+class Backup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COPIED_BYTES_FIELD_NUMBER: _builtins.int
+    copied_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        copied_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied_bytes", b"copied_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backup: _TypeAlias = Backup  # noqa: Y015
 
 @_typing.final
 class Check(_message.Message):

@@ -49,6 +49,11 @@ class StoreServiceStub(object):
                 request_serializer=overtone_dot_v1_dot_store__pb2.CheckStoreRequest.SerializeToString,
                 response_deserializer=overtone_dot_v1_dot_store__pb2.CheckStoreResponse.FromString,
                 _registered_method=True)
+        self.BackupStore = channel.unary_stream(
+                '/overtone.v1.StoreService/BackupStore',
+                request_serializer=overtone_dot_v1_dot_store__pb2.BackupStoreRequest.SerializeToString,
+                response_deserializer=overtone_dot_v1_dot_store__pb2.BackupStoreResponse.FromString,
+                _registered_method=True)
 
 
 class StoreServiceServicer(object):
@@ -76,6 +81,14 @@ class StoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackupStore(self, request, context):
+        """Copies the store into a new folder below the server's `--backup-root`, beside running requests; changes wait meanwhile.
+        FAILED_PRECONDITION if the server has none. Nothing is left of a copy that is not complete.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +106,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.CheckStore,
                     request_deserializer=overtone_dot_v1_dot_store__pb2.CheckStoreRequest.FromString,
                     response_serializer=overtone_dot_v1_dot_store__pb2.CheckStoreResponse.SerializeToString,
+            ),
+            'BackupStore': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackupStore,
+                    request_deserializer=overtone_dot_v1_dot_store__pb2.BackupStoreRequest.FromString,
+                    response_serializer=overtone_dot_v1_dot_store__pb2.BackupStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +194,33 @@ class StoreService(object):
             '/overtone.v1.StoreService/CheckStore',
             overtone_dot_v1_dot_store__pb2.CheckStoreRequest.SerializeToString,
             overtone_dot_v1_dot_store__pb2.CheckStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/overtone.v1.StoreService/BackupStore',
+            overtone_dot_v1_dot_store__pb2.BackupStoreRequest.SerializeToString,
+            overtone_dot_v1_dot_store__pb2.BackupStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

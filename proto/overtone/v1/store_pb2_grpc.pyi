@@ -39,6 +39,10 @@ class StoreServiceStub:
     """
     CheckStore: _grpc.UnaryStreamMultiCallable[_store_pb2.CheckStoreRequest, _store_pb2.CheckStoreResponse]
     """Checks that everything which the catalogue names is there. Damaged versions are set aside."""
+    BackupStore: _grpc.UnaryStreamMultiCallable[_store_pb2.BackupStoreRequest, _store_pb2.BackupStoreResponse]
+    """Copies the store into a new folder below the server's `--backup-root`, beside running requests; changes wait meanwhile.
+    FAILED_PRECONDITION if the server has none. Nothing is left of a copy that is not complete.
+    """
 
 @_typing.type_check_only
 class StoreServiceAsyncStub(StoreServiceStub):
@@ -51,6 +55,10 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """
     CheckStore: _aio.UnaryStreamMultiCallable[_store_pb2.CheckStoreRequest, _store_pb2.CheckStoreResponse]  # type: ignore[assignment]
     """Checks that everything which the catalogue names is there. Damaged versions are set aside."""
+    BackupStore: _aio.UnaryStreamMultiCallable[_store_pb2.BackupStoreRequest, _store_pb2.BackupStoreResponse]  # type: ignore[assignment]
+    """Copies the store into a new folder below the server's `--backup-root`, beside running requests; changes wait meanwhile.
+    FAILED_PRECONDITION if the server has none. Nothing is left of a copy that is not complete.
+    """
 
 class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -78,5 +86,15 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_store_pb2.CheckStoreResponse], _abc.AsyncIterator[_store_pb2.CheckStoreResponse]]:
         """Checks that everything which the catalogue names is there. Damaged versions are set aside."""
+
+    @_abc_1.abstractmethod
+    def BackupStore(
+        self,
+        request: _store_pb2.BackupStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_store_pb2.BackupStoreResponse], _abc.AsyncIterator[_store_pb2.BackupStoreResponse]]:
+        """Copies the store into a new folder below the server's `--backup-root`, beside running requests; changes wait meanwhile.
+        FAILED_PRECONDITION if the server has none. Nothing is left of a copy that is not complete.
+        """
 
 def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

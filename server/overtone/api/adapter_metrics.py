@@ -1,18 +1,17 @@
 """Prometheus counters of the most used adapters, with one series for all others.
 
-How every series can only rise although adapters come into the top and leave it:
+How each request is counted once although adapters come into the top and leave it:
 
-- An adapter in the top shows its exact totals. They only rise. When it comes in, its series begins at what it has by then;
-  Prometheus counts no increase for the first value of a series.
-- `__other__` shows all requests of all adapters less those that were *shown as an increase* of an adapter's own series:
-  from one scrape to the next, of the adapters that were in the top at both. What an adapter had before it came in has never
-  been shown as an increase, so it stays in `__other__`, which does not fall when an adapter comes in; what it gets between
-  its last scrape in the top and its leaving was not shown either, so `__other__` has it. Between two scrapes all requests
-  rise by at least what the top's rise by, so `__other__` never falls.
+- An adapter's series counts from the scrape at which it came into the top: it begins at 0, and does so again should the
+  adapter come back, which Prometheus takes for a restart. What the adapter gets while it is out is never in its series.
+- `__other__` shows all requests of all adapters less those that were shown as an increase of an adapter's own series. What
+  an adapter had before it came in stays there, so `__other__` does not fall when it comes in; what it gets between its last
+  scrape in the top and its leaving was not shown, so `__other__` has it. Between two scrapes all requests rise by at least
+  what the top's rise by, so `__other__` never falls.
 
-So each request is in the increase of exactly one series, and the sum of all rates is the rate of all requests. The sum of
-the series' values is larger than their number: for that there is `overtone_requests_total`. With several scrapers each sees
-rising series; only how an adapter's last requests before it leaves are shared out is then settled by whoever scrapes first.
+So each request is in the increase of exactly one series, and the sum of all rates is the rate of all requests. For their
+number there is `overtone_requests_total`. With several scrapers one may miss the 0 at which a series begins again; only how
+that adapter's requests are shared out is then settled by whoever scrapes first.
 
 Labels are ids of adapters that were used, never what a client merely sent. The series of a deleted adapter is gone with the
 next scrape; should an adapter of that name come again its series begins anew, as after a restart.
@@ -22,6 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -37,14 +37,27 @@ _FAMILIES = {  # as the fields of `Counts`
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """now: all that the adapter has; base: what it had when it came into the top."""
+
+    now: Counts
+    base: Counts
+
+    @property
+    def shown(self) -> Counts:
+        return _each(int.__sub__, self.now, self.base)
+
+
 class AdapterSeries(Collector):
     """Read when somebody scrapes, in the scraper's thread. labelled: whether adapters have series at all."""
 
     def __init__(self, statistics: AdapterStatistics, *, labelled: bool) -> None:
         self._statistics, self._labelled = statistics, labelled
         self._lock = threading.Lock()
-        self._last: dict[str, Counts] = {}
-        self._shown = Counts()
+        self._last: dict[str, _Series] = {}
+        self._seen = Counts()
+        """What the series of adapters have risen by, in all."""
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
@@ -68,16 +81,23 @@ class AdapterSeries(Collector):
     def _read(self) -> tuple[dict[str, Counts], Counts]:
         with self._lock:
             leaders, everything = self._statistics.leaders()
-            for adapter_id, before in self._last.items():
-                if (now := leaders.get(adapter_id)) is not None:
-                    self._shown = _each(lambda sum, new, old: sum + _increase(new, old), self._shown, now, before)
-            self._last = leaders
-            return leaders, _each(int.__sub__, everything, self._shown)
+            found = {each: self._since(now, self._last.get(each)) for each, now in leaders.items()}
+            for each in found.keys() & self._last.keys():
+                self._seen = _each(_risen, self._seen, found[each].shown, self._last[each].shown)
+            self._last = found
+            return {each: series.shown for each, series in found.items()}, _each(int.__sub__, everything, self._seen)
+
+    def _since(self, now: Counts, before: _Series | None) -> _Series:
+        """A count that fell is that of another adapter of the same id."""
+        if before is None:
+            return _Series(now, now)
+        base = _each(lambda new, old, base: base if new >= old else 0, now, before.now, before.base)
+        return _Series(now, base)
 
 
-def _increase(now: int, before: int) -> int:
+def _risen(total: int, now: int, before: int) -> int:
     """As Prometheus sees it: a value that fell has begun anew."""
-    return now - before if now >= before else now
+    return total + (now - before if now >= before else now)
 
 
 def _each(combine: Callable[..., int], *counts: Counts) -> Counts:

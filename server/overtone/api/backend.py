@@ -35,7 +35,7 @@ from overtone.engine.grammars import GrammarCompiler, GuideSpec
 from overtone.engine.guides import Guide
 from overtone.engine.runner import ModelRunner
 from overtone.engine.types import Request, SamplingParams, StoppingParams
-from overtone.errors import BaseModelMismatch, EngineStarting, InvalidRequest, PromptTooLong, StoreCorrupted
+from overtone.errors import BaseModelMismatch, Draining, EngineStarting, InvalidRequest, PromptTooLong, StoreCorrupted
 from overtone.kernels import DCT, DFT, IDENTITY, Delta, Frame, LowRankCore, ResidentDelta, Term, sparse_core
 from overtone.models.base import BaseModel
 
@@ -78,7 +78,8 @@ class Backend:
         self._store_threads = ThreadPoolExecutor(4, "overtone-store", alone)
         # Nor do uploads wait behind imports, compaction or exports.
         self._import_threads = ThreadPoolExecutor(2, "overtone-imports", alone)
-        self._upkeep_threads = ThreadPoolExecutor(4, "overtone-upkeep", alone)
+        self._upkeep_threads = ThreadPoolExecutor(5, "overtone-upkeep", alone)
+        self._watch_threads = ThreadPoolExecutor(2, "overtone-watches", alone)
         # One thread: a tokenizer must not encode in two at once.
         self._tokenizer_thread = ThreadPoolExecutor(1, "overtone-tokenizer", alone)
         self._guide_threads = ThreadPoolExecutor(2, "overtone-guides", alone)
@@ -120,6 +121,10 @@ class Backend:
     async def in_upkeep(self, work: Callable[[], T]) -> T:
         """The same for work on the store that may take long."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._upkeep_threads, work))
+
+    async def in_watch(self, work: Callable[[], T]) -> T:
+        """The same for what watches tell: hundreds of them must not delay an upload."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._watch_threads, work))
 
     def _changed(self, event: Event) -> None:
         """For the thread that changed the store."""
@@ -250,7 +255,7 @@ class Backend:
         self._tokenizer_thread.shutdown()
         self._leases.close()
         self._guide_threads.shutdown(wait=False, cancel_futures=True)  # whoever waits for a guide is gone
-        for threads in (self._import_threads, self._upkeep_threads, self._store_threads):
+        for threads in (self._import_threads, self._upkeep_threads, self._watch_threads, self._store_threads):
             threads.shutdown()
         self.store.close()
 
@@ -288,6 +293,7 @@ class BackendSlot:
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
+        self._draining = False
 
     def set(self, backend: Backend) -> None:
         self._backend = backend
@@ -296,6 +302,15 @@ class BackendSlot:
         if self._backend is None:
             raise EngineStarting("the server is still loading its model", retry_after_s=1.0)
         return self._backend
+
+    def drain(self) -> None:
+        self._draining = True
+
+    def changing(self) -> Backend:
+        """`get` for what changes the store or takes long. Raises `Draining` once the server is about to end."""
+        if self._draining:
+            raise Draining("the server is shutting down", retry_after_s=1.0)
+        return self.get()
 
 
 def engine_config(config: ServerConfig, base: BaseModel) -> EngineConfig:

@@ -58,6 +58,11 @@ class Changes:
         self._closed = True
         self._wake_soon()
 
+    def check_open(self) -> None:
+        """Raises `Draining` once it is closed."""
+        if self._closed:
+            raise Draining("the server is shutting down", retry_after_s=1.0)
+
     def _wake_soon(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._wake)
@@ -89,8 +94,7 @@ class Changes:
                 await asyncio.wait_for(news.wait(), timeout_s)
             except TimeoutError:
                 return []
-        if self._closed:
-            raise Draining("the server is shutting down", retry_after_s=1.0)
+        self.check_open()
         return self.since(position)
 
     def token(self, position: int) -> str:

@@ -40,6 +40,9 @@ class ServerConfig:
     adapter_root: tuple[Path, ...] = field(
         default=(), metadata=_about("Folder from which clients may load adapters by path; repeatable.")
     )
+    backup_root: Path | None = field(
+        default=None, metadata=_about("Folder below which clients may have the store copied; unset: they may not.")
+    )
     strict_base: bool = field(default=False, metadata=_about("Refuse adapters that do not state this base model."))
     deterministic: bool = field(
         default=False,

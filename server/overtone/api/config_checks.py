@@ -71,6 +71,8 @@ def check_folders(config: ServerConfig) -> None:
     for root in config.adapter_root:
         if not root.is_dir():
             raise ConfigError(f"adapter_root: {root} is not an existing folder", field="adapter_root")
+    if config.backup_root is not None and not config.backup_root.is_dir():
+        raise ConfigError(f"backup_root: {config.backup_root} is not an existing folder", field="backup_root")
     if config.watch_folder is None:
         if config.watch_delete:
             raise ConfigError("watch_delete needs watch_folder", field="watch_delete")

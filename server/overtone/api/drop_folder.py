@@ -10,107 +10,148 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from overtone.adapters.failures import operation
 from overtone.adapters.operations import ImportItem, ImportResult
-from overtone.adapters.sources import NAMES, mark_of, read_folder
+from overtone.adapters.sources import mark_of, read_folder
 from overtone.adapters.store import AdapterStore
 from overtone.api.backend import Backend
 from overtone.api.change_log import ChangeLog
-from overtone.errors import AdapterNotFound, OvertoneError
+from overtone.api.dropped import READY, DroppedFile, Found, Known, batches, files_of
+from overtone.errors import AdapterNotFound, EtagMismatch, OvertoneError, StoreFailed
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-READY = ".ready"
-_BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A subfolder that was loaded or refused. mark: of its files then; digest: of the version, "" if refused; missed: at
-    how many looks in a row it was not there."""
-
-    mark: bytes
-    digest: str
-    missed: int = 0
 
 
 class DropFolder:
     """`look` now and then, from one thread at a time."""
 
-    def __init__(self, folder: Path, store: AdapterStore, max_bytes: int, log: ChangeLog, *, delete: bool) -> None:
-        """max_bytes: of one adapter; delete: whether an adapter goes with its subfolder, unless somebody else changed it.
-        What was removed while nobody looked stays."""
+    def __init__(
+        self, folder: Path, store: AdapterStore, max_bytes: int, log: ChangeLog, *, delete: bool, memory: Path
+    ) -> None:
+        """max_bytes: of one adapter; delete: whether an adapter goes with its subfolder, unless somebody else changed it;
+        memory: a file that keeps what is known from one process to the next. What was removed while nobody looked stays."""
         self._folder, self._store, self._max_bytes, self._log = folder, store, max_bytes, log
         self._delete = delete
-        self._last: Mapping[str, bytes] = {}
-        self._known: dict[str, _Known] = {}
+        self._stopped = threading.Event()
+        self._identity = self._who()
+        self._last: Mapping[str, Found] | None = None
+        self._memory = DroppedFile(memory, folder)
+        self._known = self._memory.load()
+
+    def stop(self) -> None:
+        """For any thread: a look that is under way ends behind what it is loading."""
+        self._stopped.set()
 
     def look(self) -> None:
         """Loads what is complete and new, deletes what is gone. Raises `StoreFailed`; the next look then tries again."""
         found = dict(self._list())
-        new = [name for name in found if name not in self._known or self._known[name].mark != found[name]]
-        complete = [name for name in new if found[name] == self._last.get(name) or self._is_ready(name)]
-        self._last = found
-        for start in range(0, len(complete), _BATCH):
-            self._load({name: found[name] for name in complete[start : start + _BATCH]})
-        for name in [name for name in self._known if name not in found]:
-            self._miss(name)
+        if self._last is None and self._known and not found:
+            raise StoreFailed("the watched folder is empty and was not before the server ended: nothing is forgotten")
+        last, self._last = self._last, found
+        if last is None:
+            self._known = {name: each for name, each in self._known.items() if name in found}
+        complete = [
+            name
+            for name, each in found.items()
+            if self._is_new(name, each) and (each == (last or {}).get(name) or self._is_ready(name))
+        ]
+        try:
+            failures = [error for batch in batches(complete, found) for error in self._load(batch)]
+            self._forget(found)
+        finally:
+            self._memory.save(self._known)
+        if failures:
+            raise failures[0]
 
-    def _list(self) -> Iterator[tuple[str, bytes]]:
-        """Subfolders with an adapter's files, and their marks."""
+    def _who(self) -> tuple[int, int]:
+        with operation("find the watched folder"):
+            facts = self._folder.stat()
+        return facts.st_dev, facts.st_ino
+
+    def _list(self) -> Iterator[tuple[str, Found]]:
+        """Subfolders with an adapter's files."""
+        if self._who() != self._identity:
+            # Most likely a file system that is not mounted any more, and what is missing was not removed.
+            raise StoreFailed(
+                "the watched folder is another one than at the start: restart the server to watch this one"
+            )
         with operation("list the watched folder"), os.scandir(self._folder) as listing:
             for entry in listing:
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False) and (files := _files(entry)):
-                    yield entry.name, mark_of(entry.name, files)
+                if (
+                    not entry.name.startswith(".")
+                    and entry.is_dir(follow_symlinks=False)
+                    and (files := files_of(entry))
+                ):
+                    nbytes = sum(size for size, _ in files.values())
+                    yield entry.name, Found(mark_of(entry.name, files), min(nbytes, self._max_bytes))
+
+    def _is_new(self, name: str, found: Found) -> bool:
+        return name not in self._known or self._known[name].mark != found.mark
 
     def _is_ready(self, name: str) -> bool:
         return (self._folder / name / READY).is_file()
 
-    def _load(self, marks: Mapping[str, bytes]) -> None:
+    def _load(self, batch: Mapping[str, Found]) -> list[StoreFailed]:
+        """Why some could not be read now, which are left to the next look."""
+        if self._stopped.is_set():
+            return []
         with self._log.change("DropFolder", None) as change:
             results: dict[str, ImportResult] = {}
-            items = [item for name in marks if (item := self._read(name, results)) is not None]
+            later: list[StoreFailed] = []
+            items = [item for name in batch if (item := self._read(name, results, later)) is not None]
             results |= {result.adapter_id: result for result in self._store.import_many(items)}
-            for name, mark in marks.items():
-                self._known[name] = _Known(mark, results[name].digest)
-                self._tell(name, results[name].error)
-                outcome = results[name].outcome
-                change.fields[outcome] = change.fields.get(outcome, 0) + 1
+            for name, result in results.items():
+                self._known[name] = Known(batch[name].mark, result.digest)
+                self._tell(name, result.error)
+                change.fields[result.outcome] = change.fields.get(result.outcome, 0) + 1
+            return later
 
-    def _read(self, name: str, refused: dict[str, ImportResult]) -> ImportItem | None:
+    def _read(self, name: str, refused: dict[str, ImportResult], later: list[StoreFailed]) -> ImportItem | None:
         try:
             return ImportItem(name, read_folder(self._folder / name, self._max_bytes))
+        except StoreFailed as error:
+            later.append(error)
         except OvertoneError as error:
             refused[name] = ImportResult(name, "", "refused", error)
-            return None
+        return None
 
     def _tell(self, name: str, error: OvertoneError | None) -> None:
-        """Writes what is wrong beside the subfolder, or removes what was."""
-        path = self._folder / f"{name}.error"
+        """Writes what is wrong beside the subfolder, or removes what was. Never through a link of that name."""
+        path, part = self._folder / f"{name}.error", self._folder / f".{name}.error"
         try:
             if error is None:
                 path.unlink(missing_ok=True)
-            else:
-                where = f" {error.field}:" if error.field else ""
-                path.write_text(f"{error.reason}:{where} {error.message}\n", encoding="utf-8")
+                return
+            where = f" {error.field}:" if error.field else ""
+            part.unlink(missing_ok=True)
+            with part.open("x", encoding="utf-8") as file:
+                file.write(f"{error.reason}:{where} {error.message}\n")
+            part.replace(path)
         except OSError as failure:
             _log.warning("cannot write %s: %s", path.name, failure.strerror)
 
-    def _miss(self, name: str) -> None:
-        """It may be on its way to another form: gone is what is missing twice."""
-        known = self._known[name]
-        if known.missed == 0:
-            self._known[name] = _Known(known.mark, known.digest, 1)
-            return
-        del self._known[name]
-        self._tell(name, None)
-        if self._delete and known.digest:
-            self._remove(name, known.digest)
+    def _forget(self, found: Mapping[str, Found]) -> None:
+        """What is missing twice in a row: it may be on its way to another form. Raises `StoreFailed`."""
+        loaded = [name for name, known in self._known.items() if known.digest]
+        if self._delete and len(loaded) > 1 and not found:
+            raise StoreFailed("everything in the watched folder vanished at once: no adapter is deleted for it")
+        for name, known in list(self._known.items()):
+            if name in found:
+                self._known[name] = replace(known, missed=0)
+            elif known.missed == 0:
+                self._known[name] = replace(known, missed=1)
+            elif not self._stopped.is_set():
+                if self._delete and known.digest:
+                    self._remove(name, known.digest)
+                del self._known[name]
+                self._tell(name, None)
 
     def _remove(self, name: str, digest: str) -> None:
         try:
@@ -119,19 +160,8 @@ class DropFolder:
                 return
             with self._log.change("DropFolder", None, name) as change:
                 change.fields["bytes"] = self._store.delete(name, etag=record.etag).freed_bytes
-        except AdapterNotFound:
+        except (AdapterNotFound, EtagMismatch):
             return
-
-
-def _files(folder: os.DirEntry[str]) -> dict[str, tuple[int, int]]:
-    """Size and time of an adapter's files, and of `.ready`: a new one means to look again."""
-    try:
-        with os.scandir(folder.path) as listing:
-            facts = {e.name: e.stat(follow_symlinks=False) for e in listing if e.name in NAMES or e.name == READY}
-    except OSError:  # it has just been removed
-        return {}
-    found = {name: (each.st_size, each.st_mtime_ns) for name, each in facts.items()}
-    return found if found.keys() - {READY} else {}
 
 
 async def watch_folder(drop: DropFolder, backend: Backend, poll_s: float = POLL_S) -> None:

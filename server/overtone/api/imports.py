@@ -12,6 +12,7 @@ from overtone.adapters.store import AdapterStore
 from overtone.api import resources
 from overtone.api.backend import Backend
 from overtone.api.change_log import ChangeLog
+from overtone.api.long_work import to_its_end
 from overtone.api.status import Context
 from overtone.errors import DeadlineExceeded, InvalidRequest, Overloaded, OvertoneError, TooLarge
 from overtone.v1 import adapters_pb2 as pb
@@ -53,14 +54,21 @@ class Imports:
             reader.add_done_callback(at_the_end)
             try:
                 while (batch := await batches.get()) is not None:
-                    with self._log.change("ImportAdapters", context) as change:
-                        results = await backend.in_import(partial(_store, backend.store, batch.adapters))
-                        change.fields |= _summary(batch, results)
-                    yield pb.ImportAdaptersResponse(results=map(resources.import_result, results))
+                    yield await to_its_end(self._store(backend, batch, context))
                     room.release()
                 await reader
             finally:
                 reader.cancel()
+
+    async def _store(
+        self, backend: Backend, batch: pb.ImportAdaptersRequest, context: Context
+    ) -> pb.ImportAdaptersResponse:
+        if not batch.adapters:  # a client's sign of life
+            return pb.ImportAdaptersResponse()
+        with self._log.change("ImportAdapters", context) as change:
+            response, summary = await backend.in_import(partial(_stored, backend.store, batch))
+            change.fields |= summary
+            return response
 
 
 async def _read(
@@ -91,7 +99,15 @@ def _size(batch: pb.ImportAdaptersRequest) -> int:
     return sum(len(data) for item in batch.adapters for data in item.files.values())
 
 
-def _store(store: AdapterStore, messages: Sequence[pb.ImportItem]) -> list[ImportResult]:
+def _stored(
+    store: AdapterStore, batch: pb.ImportAdaptersRequest
+) -> tuple[pb.ImportAdaptersResponse, dict[str, object]]:
+    """What became of a batch, for the client and for the log."""
+    results = _results(store, batch.adapters)
+    return pb.ImportAdaptersResponse(results=map(resources.import_result, results)), _summary(batch, results)
+
+
+def _results(store: AdapterStore, messages: Sequence[pb.ImportItem]) -> list[ImportResult]:
     """The sound ones by one call of the store; results in the order of the messages."""
     results: dict[int, ImportResult] = {}
     items: dict[int, ImportItem] = {}

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
 
 from overtone.api.metrics import Metrics
 from overtone.api.status import Context, abort, out_of_time
-from overtone.errors import EngineError, OvertoneError
+from overtone.errors import DeadlineExceeded, EngineError, OvertoneError
 
 log = logging.getLogger(__name__)
+
+STALL_S = 120.0
+"""What a client may take to read a response."""
+_FAREWELL_S = 1.0
 
 _KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -78,18 +82,14 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _wrap_stream(
-        self, name: str, behaviour: Callable[..., AsyncIterator[Any]]
-    ) -> Callable[..., AsyncIterator[Any]]:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        self, name: str, behaviour: Callable[..., AsyncGenerator[Any, None]]
+    ) -> Callable[..., Awaitable[None]]:
+        async def call(request: Any, context: Context) -> None:
             with self._counted():
-                responses = behaviour(request, context)
                 try:
-                    async for response in responses:
-                        yield response
-                except GeneratorExit:
-                    await responses.aclose()  # type: ignore[attr-defined]
-                    self._metrics.count_call(name, "CANCELLED")
-                    raise
+                    async with contextlib.aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            await _write(context, response)
                 except BaseException as error:
                     await self._fail(name, context, error)
                 self._metrics.count_call(name, "OK")
@@ -106,4 +106,18 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             log.error("%s failed", name, exc_info=error)
             error = EngineError("internal error; the server's log has the details")
         self._metrics.count_call(name, error.grpc_code)
-        await abort(context, error)
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await abort(context, error)
+        except TimeoutError:
+            # The status waits behind responses that the client does not read; it goes out if it ever does.
+            raise asyncio.CancelledError from error
+
+
+async def _write(context: Context, response: Any) -> None:
+    """Flow control holds a client's responses back while it does not read them: not for ever, or it kept its place so."""
+    try:
+        async with asyncio.timeout(STALL_S):
+            await context.write(response)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"the client has read nothing for {STALL_S:g} s") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 
 from overtone.api.config import ServerConfig
@@ -16,6 +18,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A client that vanished without a word keeps its calls, and their places, no longer.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.so_reuseport", 0),
 )
 
@@ -36,6 +41,13 @@ def bind(server: grpc.aio.Server, config: ServerConfig) -> int:
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
     if config.tls_cert is None or config.tls_key is None:
         return None
-    client_ca = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
-    pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
+    client_ca = _read("tls_client_ca", config.tls_client_ca) if config.tls_client_ca else None
+    pair = (_read("tls_key", config.tls_key), _read("tls_cert", config.tls_cert))
     return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+
+def _read(field: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{field}: cannot read {path}: {error.strerror}", field=field) from error

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Generic, TypeVar
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from overtone.adapters.operations import Progress
 from overtone.errors import Cancelled
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _PERIOD_S = 0.25
 _PIECE_BYTES = 256 << 10
 
 
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Its result. Whoever waits and is cancelled meanwhile is so once the work has ended: limits hold, and lines in the log
+    are written, as long as something goes on."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        _forget(task)
+        raise cancelled
+    return task.result()
+
+
+def uninterrupted(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The handler of a call that goes `to_its_end` though its client leaves: what it changes, and its line in the log."""
+
+    @functools.wraps(handler)
+    async def call(*arguments: P.args, **more: P.kwargs) -> T:
+        return await to_its_end(handler(*arguments, **more))
+
+    return call
+
+
 class Reported(Generic[T]):
-    """How far some work has come, then its result. If nobody iterates any more it is stopped at its next report."""
+    """How far some work has come, then its result. If nobody iterates any more it is stopped at its next report, and
+    the iterator ends with it."""
 
     def __init__(self, work: Callable[[Progress], T], run: Callable[[Callable[[], T]], Awaitable[T]]) -> None:
         """run: runs something in a thread."""
@@ -42,7 +71,8 @@ class Reported(Generic[T]):
             self.result = task.result()
         finally:
             self._left = True
-            task.add_done_callback(_forget)
+            await to_its_end(asyncio.wait({task}))
+            _forget(task)
 
 
 class Pipe:
@@ -86,12 +116,13 @@ class Pipe:
             while (piece := await self._pieces.get()) is not None:
                 if piece:
                     yield piece
-            await task
+            await asyncio.shield(task)
         finally:
             self._left = True
             while not self._pieces.empty():
                 self._pieces.get_nowait()
-            task.add_done_callback(_forget)
+            await to_its_end(asyncio.wait({task}))
+            _forget(task)
 
 
 def _forget(task: asyncio.Future[T]) -> None:

@@ -61,6 +61,7 @@ class Server:
         self.metrics_port = 0
         self.metrics = Metrics()
         self._backend, self._changes = BackendSlot(), ChangeLog()
+        self._drop: DropFolder | None = None
         self._watching: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
@@ -86,7 +87,9 @@ class Server:
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(
             AdapterService(self._backend, self._changes, Watches()), self._grpc
         )
-        store_pb2_grpc.add_StoreServiceServicer_to_server(StoreService(self._backend, self._changes), self._grpc)
+        store_pb2_grpc.add_StoreServiceServicer_to_server(
+            StoreService(self._backend, self._changes, self.config.backup_root), self._grpc
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if self.config.reflection:
             names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
@@ -121,8 +124,11 @@ class Server:
         self._backend.set(backend)
         if config.watch_folder is not None:
             delete, folder = config.watch_delete, config.watch_folder
-            drop = DropFolder(folder, backend.store, config.max_adapter_bytes, self._changes, delete=delete)
-            self._watching = asyncio.create_task(watch_folder(drop, backend))
+            memory = config.store / "watched.json"
+            drop = DropFolder(
+                folder, backend.store, config.max_adapter_bytes, self._changes, delete=delete, memory=memory
+            )
+            self._drop, self._watching = drop, asyncio.create_task(watch_folder(drop, backend))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"fields": _describe(backend, self.port, self.metrics_port)})
 
@@ -135,6 +141,7 @@ class Server:
     async def stop(self, grace_s: float | None = None) -> None:
         """Refuses new calls, lets running ones finish for `grace_s` (default: the configuration's drain_seconds), ends
         the rest, then closes everything."""
+        self._backend.drain()
         await self._health.enter_graceful_shutdown()
         backend = None
         with contextlib.suppress(EngineStarting):
@@ -142,7 +149,8 @@ class Server:
         if backend is not None:
             backend.engine.stop_accepting()
             backend.changes.close()  # a watch never ends by itself
-        if self._watching is not None:
+        if self._drop is not None and self._watching is not None:
+            self._drop.stop()
             self._watching.cancel()
         grace = self.config.drain_seconds if grace_s is None else grace_s
         await self._calls.wait_idle(grace)

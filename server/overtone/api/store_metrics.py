@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from overtone.adapters.store import StoreStats
+from overtone.errors import OvertoneError
+
+_log = logging.getLogger(__name__)
 
 _GAUGES: Mapping[str, tuple[str, Callable[[StoreStats], int]]] = {
     "adapters_registered": ("Adapters in the catalogue", lambda s: s.registered_count),
@@ -17,6 +21,8 @@ _GAUGES: Mapping[str, tuple[str, Callable[[StoreStats], int]]] = {
     "adapters_leased": ("Adapters in memory that requests use", lambda s: s.leased_count),
     "store_live_bytes": ("Bytes on disk that adapters refer to", lambda s: s.live_bytes),
     "store_packs": ("Packs of adapters", lambda s: s.pack_count),
+    "adapter_memo_bytes": ("Memory of what loads share and nothing in memory uses", lambda s: s.memo_bytes),
+    "store_pending_packs": ("Full packs that are not in object storage yet", lambda s: s.pending_pack_count),
     "adapter_negative_cache_entries": ("Ids remembered as unknown", lambda s: s.negative_count),
 }
 _COUNTERS: Mapping[str, tuple[str, Callable[[StoreStats], int]]] = {
@@ -24,6 +30,11 @@ _COUNTERS: Mapping[str, tuple[str, Callable[[StoreStats], int]]] = {
     "adapter_cache_misses": ("Uses of adapters that were not in memory", lambda s: s.miss_count),
     "adapter_cache_evictions": ("Adapters that made room for others in memory", lambda s: s.eviction_count),
     "adapter_load_failures": ("Loads that failed", lambda s: s.load_failure_count),
+    "store_remote_failed_passes": ("Passes of uploads and evictions that failed", lambda s: s.failed_pass_count),
+    "store_remote_fetch_failures": (
+        "Reads that object storage did not answer rightly",
+        lambda s: s.fetch_failure_count,
+    ),
     "adapter_negative_cache_hits": ("Uses of ids remembered as unknown", lambda s: s.negative_hit_count),
 }
 _TIERS: Mapping[str, Callable[[StoreStats], int]] = {
@@ -49,7 +60,11 @@ class StoreTiers(Collector):
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        now = self._stats()
+        try:
+            now = self._stats()
+        except OvertoneError as error:  # a disk that fails must not hide all other metrics
+            _log.warning("no metrics of the store: %s", error)
+            return
         for name, (text, value) in _GAUGES.items():
             yield GaugeMetricFamily(f"overtone_{name}", text, value(now))
         for name, (text, value) in _COUNTERS.items():

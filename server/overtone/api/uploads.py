@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from functools import partial
 
-from overtone.adapters.store import AdapterRecord, Upload
+from overtone.adapters.store import Upload
 from overtone.api import resources
 from overtone.api.backend import Backend
 from overtone.api.change_log import Change, ChangeLog
+from overtone.api.long_work import to_its_end
 from overtone.api.status import Context
 from overtone.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
 from overtone.v1 import adapters_pb2 as pb
@@ -17,6 +19,7 @@ from overtone.v1 import adapters_pb2 as pb
 MAX_UPLOADS = 16
 MAX_CHUNK_BYTES = 1 << 20
 SILENCE_S = 60.0
+_TURNS = 5
 
 Messages = AsyncIterator[pb.UploadAdapterRequest]
 
@@ -37,32 +40,47 @@ class Uploads:
             first = await _next_message(messages)
             if first is None or first.WhichOneof("part") != "header":
                 raise InvalidRequest("the first message of an upload must be its header", field="header")
-            with self._log.change("UploadAdapter", context, first.header.adapter_id) as change:
-                upload = await backend.begin_upload()
-                try:
-                    record = await self._receive(backend, upload, first.header, messages, change)
-                finally:
-                    await backend.in_store(upload.abort)
-                change.stored(record)
-            return resources.adapter(backend.store, record)
+            with ExitStack() as line:
+                change = line.enter_context(self._log.change("UploadAdapter", context, first.header.adapter_id))
+                upload = await self._received(backend, messages, change)
+                return await to_its_end(self._commit(backend, upload, first.header, change, line.pop_all()))
 
-    async def _receive(
-        self, backend: Backend, upload: Upload, header: pb.UploadHeader, messages: Messages, change: Change
-    ) -> AdapterRecord:
-        received = 0
-        while (message := await _next_message(messages)) is not None:
-            chunk = _chunk(message)
-            await backend.in_store(partial(upload.write, chunk.file_name, chunk.data))
-            received += len(chunk.data)
+    async def _received(self, backend: Backend, messages: Messages, change: Change) -> Upload:
+        upload, received = await backend.begin_upload(), 0
+        try:
+            while (message := await _next_message(messages)) is not None:
+                chunk = _chunk(message)
+                await to_its_end(backend.in_store(partial(upload.write, chunk.file_name, chunk.data)))
+                received += len(chunk.data)
+            # A client that leaves looks like one that has sent all, until a moment later its call is cancelled.
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+        except BaseException:
+            await to_its_end(backend.in_store(upload.abort))
+            raise
         change.fields["received_bytes"] = received
-        options = resources.options(header.options)
-        return await backend.in_store(partial(backend.store.commit_upload, upload, header.adapter_id, **options))
+        return upload
+
+    async def _commit(
+        self, backend: Backend, upload: Upload, header: pb.UploadHeader, change: Change, line: ExitStack
+    ) -> pb.Adapter:
+        """line: what writes the change down once it is left."""
+        with line:
+            try:
+                options = resources.options(header.options)
+                commit = partial(backend.store.commit_upload, upload, header.adapter_id, **options)
+                record = await backend.in_store(commit)
+            finally:
+                await backend.in_store(upload.abort)
+            change.stored(record)
+        return resources.adapter(backend.store, record)
 
 
 async def _next_message(messages: Messages) -> pb.UploadAdapterRequest | None:
     """None at the end. A client that opens an upload and falls silent does not keep its place."""
     try:
-        return await asyncio.wait_for(anext(messages, None), SILENCE_S)
+        async with asyncio.timeout(SILENCE_S):  # not wait_for, which loses a cancellation that comes with the message
+            return await anext(messages, None)
     except TimeoutError as error:
         raise DeadlineExceeded(f"the upload was silent for {SILENCE_S:g} s") from error
 

@@ -61,26 +61,33 @@ class Watches:
             if not found and caught_up:
                 found = await changes.after(position, self._heartbeat_s)
             position += len(found)
-            yield pb.WatchAdaptersResponse(
-                events=await backend.in_store(partial(_events, backend.store, found)),
-                resume_token=changes.token(position),
-                caught_up=not found and not caught_up,
-            )
+            response = await backend.in_watch(partial(_response, backend.store, found))
+            response.resume_token, response.caught_up = changes.token(position), not found and not caught_up
+            yield response
             caught_up |= not found
 
     async def _snapshot(self, backend: Backend, position: int) -> AsyncGenerator[pb.WatchAdaptersResponse, None]:
         token = ""
         while True:
-            records, token = await backend.in_store(partial(backend.store.list, _PAGE, token))
-            events = (_existing(backend.store, record) for record in records)
-            yield pb.WatchAdaptersResponse(events=events)
+            response, token = await backend.in_watch(partial(_page, backend.store, token))
+            yield response
             if not token:
                 return
+            backend.changes.check_open()
             backend.changes.since(position)  # if it is too late already the rest is not worth sending
+
+
+def _page(store: AdapterStore, token: str) -> tuple[pb.WatchAdaptersResponse, str]:
+    records, following = store.list(_PAGE, token)
+    return pb.WatchAdaptersResponse(events=[_existing(store, record) for record in records]), following
 
 
 def _existing(store: AdapterStore, record: AdapterRecord) -> pb.AdapterEvent:
     return pb.AdapterEvent(kind=pb.AdapterEvent.KIND_EXISTING, adapter=resources.adapter(store, record))
+
+
+def _response(store: AdapterStore, changes: Sequence[Change]) -> pb.WatchAdaptersResponse:
+    return pb.WatchAdaptersResponse(events=_events(store, changes))
 
 
 def _events(store: AdapterStore, changes: Sequence[Change]) -> list[pb.AdapterEvent]:

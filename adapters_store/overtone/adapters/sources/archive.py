@@ -131,13 +131,13 @@ def _content(tar: Tar, member: Member, name: str, max_bytes: int) -> bytes | Ove
 
 def _entry(folder: str, files: dict[str, Part[bytes | OvertoneError]]) -> Entry:
     def read() -> AdapterFiles:
-        for part in files.values():
-            if isinstance(part.content, OvertoneError):
-                raise part.content
         layout = layout_among(files)
-        config, weights = (files[name].content for name in (layout.config, layout.weights))
-        assert isinstance(config, bytes)
-        assert isinstance(weights, bytes)
-        return AdapterFiles(config, weights, layout)
+        return AdapterFiles(_sound(files[layout.config]), _sound(files[layout.weights]), layout)
 
     return Entry(folder, mark_of(folder, {name: (part.size, part.time) for name, part in files.items()}), read)
+
+
+def _sound(part: Part[bytes | OvertoneError]) -> bytes:
+    if isinstance(part.content, OvertoneError):
+        raise part.content
+    return part.content

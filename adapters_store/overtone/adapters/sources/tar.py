@@ -73,8 +73,6 @@ class Tar:
         while self._left:
             self._exactly(min(self._left, _SKIP))
         block = self._file.read(_BLOCK)
-        if started and (not block or not any(block)):
-            return None
         if len(block) < _BLOCK:
             raise _damaged("it ends too early" if started else "it is no tar archive")
         if not any(block):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from overtone.adapters.failures import operation
 from overtone.adapters.files import MAX_CONFIG_BYTES, AdapterFiles
-from overtone.adapters.folder import FOLDER, read_file
+from overtone.adapters.folder import FOLDER, open_or_refuse, read_file
 from overtone.adapters.sources.entry import NAMES, Entry, layout_among, mark_of, refusal
 from overtone.errors import PathRefused
 
@@ -51,10 +51,9 @@ def _next(listing: Iterator[os.DirEntry[str]]) -> os.DirEntry[str] | None:
 
 def read_folder(path: Path, max_bytes: int) -> AdapterFiles:
     """The adapter in one folder. Raises `InvalidAdapter`, `PathRefused` for links, `TooLarge`, `StoreFailed`."""
-    try:
-        folder = os.open(path, FOLDER | os.O_NOFOLLOW)
-    except OSError as error:
-        raise PathRefused(f"{path.name} is a link, not a folder, or cannot be opened", field="path") from error
+    message = f"{path.name} is a link, not a folder, or cannot be opened"
+    with operation("open a folder"):
+        folder = open_or_refuse(path, FOLDER | os.O_NOFOLLOW, message)
     try:
         return _read(folder, max_bytes)
     finally:

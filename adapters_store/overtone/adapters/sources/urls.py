@@ -46,9 +46,12 @@ class _Body(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
-            return self._response.readinto(buffer)
+            count = self._response.readinto(buffer)
         except http.client.HTTPException as error:
             raise OSError(errno.EIO, f"the server's answer is broken: {error!r}") from error
+        if not count and len(buffer) and self._response.length:  # it would pass for the end
+            raise OSError(errno.EIO, f"the server's answer ends {self._response.length} bytes too early")
+        return count
 
     def close(self) -> None:
         super().close()

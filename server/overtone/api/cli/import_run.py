@@ -9,7 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from overtone.adapters.records import check_id
 from overtone.adapters.sources import Entry, Source
+from overtone.adapters.text import shown
 from overtone.api.cli.journal import Journal
 from overtone.client import Client, ImportEntry, ImportResult
 from overtone.errors import OvertoneError
@@ -99,12 +101,13 @@ class ImportRun:
                     return
 
     def _made(self, entry: Entry) -> ImportEntry | None:
-        """None if it cannot be read."""
+        """None if it cannot be read, or if it cannot be called what it is."""
         adapter_id = self._naming.id_of(entry)
         try:
+            check_id(adapter_id)
             files = entry.read()
         except OvertoneError as error:
-            self._unreadable.append(ImportResult(adapter_id, "refused", "", error))
+            self._unreadable.append(ImportResult(shown(adapter_id), "refused", "", error))
             return None
         named = {files.layout.config: files.config, files.layout.weights: files.weights}
         return ImportEntry(adapter_id, named, self._naming.labels, self._naming.tenant)

@@ -32,11 +32,11 @@ class Offline(Protocol):
     def backup(self, destination: Path, progress: Progress) -> None: ...
 
 
-def _offline(root: Path) -> AbstractContextManager[Offline]:
+def _offline(root: Path, remote_store: str | None) -> AbstractContextManager[Offline]:
     if not root.is_dir():
         raise click.ClickException(f"{root} is not a folder")
     maintenance = importlib.import_module("overtone.adapters.maintenance").Maintenance
-    return cast("AbstractContextManager[Offline]", maintenance(root))
+    return cast("AbstractContextManager[Offline]", maintenance(root, remote_store or ""))
 
 
 @click.group()
@@ -45,19 +45,23 @@ def store() -> None:
 
 
 def _of_either(command: _Command) -> _Command:
-    option = click.option(
+    store = click.option(
         "--store", "root", type=click.Path(path_type=Path), help="A store that no server uses, instead of a server's."
     )
-    return option(_JSON(connection_options(command)))
+    remote = click.option(
+        "--remote-store", metavar="URL", help="With --store: the object storage that the store was served with."
+    )
+    return store(remote(connection_options(command)))
 
 
 @store.command()
 @_of_either
-def stats(root: Path | None, as_json: bool, **server: Any) -> None:
+@_JSON
+def stats(root: Path | None, remote_store: str | None, as_json: bool, **server: Any) -> None:
     """Show what the store holds and what it did."""
     found: Any
     if root is not None:
-        with _offline(root) as offline:
+        with _offline(root, remote_store) as offline:
             found = offline.stats()
     else:
         with connect(**server) as client:
@@ -70,12 +74,13 @@ def stats(root: Path | None, as_json: bool, **server: Any) -> None:
 
 @store.command()
 @_of_either
-def compact(root: Path | None, as_json: bool, **server: Any) -> None:
+@_JSON
+def compact(root: Path | None, remote_store: str | None, as_json: bool, **server: Any) -> None:
     """Give back the disk space of deleted adapters. Exit status 1 if something could not be moved."""
     done: dict[str, Any]
     with _bar("compacting") as progress:
         if root is not None:
-            with _offline(root) as offline:
+            with _offline(root, remote_store) as offline:
                 made = offline.compact(progress)
             problems = [asdict(each) for each in made.problems]
             done = {"packs": made.packs, "moved_bytes": made.moved_bytes, "freed_bytes": made.freed_bytes}
@@ -96,11 +101,12 @@ def compact(root: Path | None, as_json: bool, **server: Any) -> None:
 @store.command()
 @click.option("--deep", is_flag=True, help="Read every byte and compare digests.")
 @_of_either
-def fsck(deep: bool, root: Path | None, as_json: bool, **server: Any) -> None:
+@_JSON
+def fsck(deep: bool, root: Path | None, remote_store: str | None, as_json: bool, **server: Any) -> None:
     """Check the store. Exit status 1 if something is wrong."""
     with _bar("checking") as progress:
         if root is not None:
-            with _offline(root) as offline:
+            with _offline(root, remote_store) as offline:
                 problems = [asdict(each) for each in offline.check(deep, progress)]
             count = len(problems)
         else:
@@ -117,21 +123,20 @@ def fsck(deep: bool, root: Path | None, as_json: bool, **server: Any) -> None:
 
 
 @store.command()
-@click.argument("destination", type=click.Path(path_type=Path))
-@click.option(
-    "--store",
-    "root",
-    type=click.Path(path_type=Path),
-    default=Path(".overtone"),
-    show_default=True,
-    help="A store that no server uses.",
-)
-def backup(destination: Path, root: Path) -> None:
-    """Copy a store into the new folder DESTINATION."""
-    if destination.exists():
-        raise click.ClickException(f"{destination} exists already")
-    with _bar("copying") as progress, _offline(root) as offline:
-        offline.backup(destination, progress)
+@click.argument("destination")
+@_of_either
+def backup(destination: str, root: Path | None, remote_store: str | None, **server: Any) -> None:
+    """Copy the store. DESTINATION is a new folder: of this machine with --store, else its name below the server's
+    --backup-root."""
+    with _bar("copying") as progress:
+        if root is None:
+            with connect(**server) as client:
+                client.store.backup(destination, progress)
+        elif Path(destination).exists():
+            raise click.ClickException(f"{destination} exists already")
+        else:
+            with _offline(root, remote_store) as offline:
+                offline.backup(Path(destination), progress)
     click.echo(f"copied to {destination}", err=True)
 
 
