@@ -46,9 +46,6 @@ class FakeBackend:
 
     in_import = in_upkeep = in_watch = in_store
 
-    async def begin_upload(self) -> Any:
-        return self.store.begin_upload()
-
 
 class ControlPlane:
     """A context manager. ring: changes that are kept for watches."""

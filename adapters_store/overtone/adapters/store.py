@@ -131,6 +131,7 @@ class AdapterStore:
         self._disk.tidy(lambda: self._upkeep.ending)
 
     def begin_upload(self) -> Upload:
+        """Waits for nothing."""
         return Upload(self._disk.folder.tmp, self._config.max_upload_bytes)
 
     def commit_upload(

@@ -17,7 +17,7 @@ from overtone.adapters.lease import Lease, Share
 from overtone.adapters.operations import Event
 from overtone.adapters.records import parse_reference
 from overtone.adapters.resident import SharedOnDevice, make_resident
-from overtone.adapters.store import AdapterStore, StoreConfig, Upload
+from overtone.adapters.store import AdapterStore, StoreConfig
 from overtone.api.changes import Changes
 from overtone.api.config import MIB, ServerConfig
 from overtone.api.convert import Draft, PromptSource
@@ -28,7 +28,6 @@ from overtone.api.sampling_params import seed_of
 from overtone.api.sessions import Session, SessionTable
 from overtone.api.statistics import AdapterStatistics
 from overtone.api.tenants import tenant_weights
-from overtone.api.threads import run_abandonable
 from overtone.engine.config import EngineConfig
 from overtone.engine.engine import Engine
 from overtone.engine.grammars import GrammarCompiler, GuideSpec
@@ -131,9 +130,6 @@ class Backend:
         self.changes.publish(event)
         if event.kind == "deleted":
             self.statistics.forget(event.adapter_id)
-
-    async def begin_upload(self) -> Upload:
-        return await run_abandonable(self._store_threads, self.store.begin_upload, Upload.abort)
 
     async def in_tokenizer(self, work: Callable[[], T]) -> T:
         """Runs work on many tokens in the tokenizer's thread."""

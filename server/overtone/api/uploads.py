@@ -46,17 +46,21 @@ class Uploads:
                 return await to_its_end(self._commit(backend, upload, first.header, change, line.pop_all()))
 
     async def _received(self, backend: Backend, messages: Messages, change: Change) -> Upload:
-        upload, received = await backend.begin_upload(), 0
+        upload, received = backend.store.begin_upload(), 0
         try:
             while (message := await _next_message(messages)) is not None:
                 chunk = _chunk(message)
-                await to_its_end(backend.in_store(partial(upload.write, chunk.file_name, chunk.data)))
+                write = partial(upload.write, chunk.file_name, chunk.data)
+                if upload.quick(len(chunk.data)):
+                    write()  # each way to a thread and back waits for the event loop's turn
+                else:
+                    await to_its_end(backend.in_store(write))
                 received += len(chunk.data)
             # A client that leaves looks like one that has sent all, until a moment later its call is cancelled.
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
         except BaseException:
-            await to_its_end(backend.in_store(upload.abort))
+            await to_its_end(_end(backend, upload))
             raise
         change.fields["received_bytes"] = received
         return upload
@@ -71,9 +75,16 @@ class Uploads:
                 commit = partial(backend.store.commit_upload, upload, header.adapter_id, **options)
                 record = await backend.in_store(commit)
             finally:
-                await backend.in_store(upload.abort)
+                await _end(backend, upload)
             change.stored(record)
         return resources.adapter(backend.store, record)
+
+
+async def _end(backend: Backend, upload: Upload) -> None:
+    if upload.quick(0):
+        upload.abort()
+    else:
+        await backend.in_store(upload.abort)
 
 
 async def _next_message(messages: Messages) -> pb.UploadAdapterRequest | None:
