@@ -14,7 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from overtone.api.server import Server
-from overtone.client import DeadlineExceeded, Draining, EngineError, EngineStarting, QueueFull
+from overtone.client import Client, DeadlineExceeded, Draining, EngineError, EngineStarting, QueueFull
+from overtone.errors import OvertoneError
 from support.adapters import make_loca_folder
 from support.server import ThreadServer
 from support.tiny import tiny_base
@@ -65,6 +66,34 @@ def test_reflection_lists_and_describes_the_services(tiny_server: ThreadServer) 
     names = {service.name for service in listed.list_services_response.service}
     assert {*SERVICES, "grpc.health.v1.Health"} <= names
     assert described.file_descriptor_response.file_descriptor_proto
+
+
+def test_the_control_plane_on_a_port_of_its_own(tmp_path: Path) -> None:
+    """Whoever may generate need not be able to change or list adapters."""
+    with ThreadServer(tmp_path / "store", tiny_base(), admin_port=0) as server:
+        folder = make_loca_folder(tmp_path / "a", server.base.modules, n=10, seed=1)
+        admin = f"127.0.0.1:{server.server.admin_port}"
+        with server.client() as client, Client(admin) as operator:
+            operator.adapters.load(folder, id="a")
+            assert client.generate("abc", adapter="a", max_new_tokens=2).token_ids
+            assert operator.store.statistics().adapter_count == 1
+            for refused in (
+                lambda: client.adapters.get("a"),
+                lambda: client.adapters.delete("a"),
+                client.store.statistics,
+                lambda: operator.generate("abc"),
+            ):
+                with pytest.raises(OvertoneError, match=r"(?i)method not found"):
+                    refused()
+        for address, names in ((server.address, SERVICES[:1]), (admin, (SERVICES[1], "overtone.v1.StoreService"))):
+            with grpc.insecure_channel(address) as channel:
+                stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+                ask = reflection_pb2.ServerReflectionRequest(list_services="")
+                (listed,) = stub.ServerReflectionInfo(iter([ask]))
+                found = {each.name for each in listed.list_services_response.service}
+                assert {each for each in found if each.startswith("overtone")} == set(names)
+                status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+                assert status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_metrics_count_what_happened(tiny_server: ThreadServer, tmp_path: Path) -> None:

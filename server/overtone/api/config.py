@@ -28,6 +28,16 @@ class ServerConfig:
     )
     host: str = field(default="127.0.0.1", metadata=_about("Address to listen on."))
     port: int = field(default=50051, metadata=_about("gRPC port; 0: any free one.", least=0, most=65535))
+    admin_host: str = field(default="127.0.0.1", metadata=_about("Address to listen on for admin_port."))
+    admin_port: int | None = field(
+        default=None,
+        metadata=_about(
+            "Port of its own for everything that changes or lists adapters and the store, which 'port' then does not "
+            "serve; 0: any free one.",
+            least=0,
+            most=65535,
+        ),
+    )
     metrics: bool = field(default=True, metadata=_about("Serve Prometheus metrics over HTTP."))
     metrics_host: str = field(default="127.0.0.1", metadata=_about("Address of the metrics."))
     metrics_port: int = field(
@@ -152,8 +162,13 @@ class ServerConfig:
 
     @property
     def address(self) -> str:
-        """What gRPC binds, with brackets around an IPv6 host."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """What gRPC binds."""
+        return _address(self.host, self.port)
+
+    @property
+    def admin_address(self) -> str | None:
+        """What gRPC binds for the control plane, None if it has no port of its own."""
+        return None if self.admin_port is None else _address(self.admin_host, self.admin_port)
 
     @property
     def tls(self) -> bool:
@@ -180,3 +195,8 @@ class ServerConfig:
     @property
     def max_inline_adapter_bytes(self) -> int:
         return self.max_inline_adapter_mib * MIB
+
+
+def _address(host: str, port: int) -> str:
+    """With brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

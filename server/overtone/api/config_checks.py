@@ -27,6 +27,8 @@ def check_value(setting: Field[Any], hint: Any, value: Any) -> None:
         raise ConfigError(f"{name} must not be empty", field=name)
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{name} must be a finite number, not {value}", field=name)
+    if value is None:
+        return
     if least is not None and value < least:
         raise ConfigError(f"{name} must be at least {least}, not {value}", field=name)
     if most is not None and value > most:
@@ -90,12 +92,17 @@ def check_network(config: ServerConfig) -> None:
             raise ConfigError(f"{name}: {path} is not an existing file", field=name)
         if path is not None and other is None:
             raise ConfigError(f"{name} needs tls_cert and tls_key as well", field=name)
-    if not (config.loopback or config.tls or config.insecure_bind):
+    hosts = {"host": config.host, **({} if config.admin_port is None else {"admin_host": config.admin_host})}
+    for name, host in hosts.items():
+        if is_loopback(host) or config.tls or config.insecure_bind:
+            continue
         raise ConfigError(
-            f"host {config.host} can be reached from other machines: set tls_cert and tls_key, or insecure_bind if "
+            f"{name} {host} can be reached from other machines: set tls_cert and tls_key, or insecure_bind if "
             "something else protects it",
-            field="host",
+            field=name,
         )
+    if config.admin_port and (config.admin_host, config.admin_port) == (config.host, config.port):
+        raise ConfigError(f"admin_port must differ from port ({config.port})", field="admin_port")
     if config.metrics and not (is_loopback(config.metrics_host) or config.insecure_bind):
         raise ConfigError(
             f"metrics_host {config.metrics_host} can be reached from other machines, and metrics have no TLS: set "

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
 
 from overtone.api.config import ServerConfig
 from overtone.errors import ConfigError
+from overtone.v1 import adapters_pb2, generation_pb2, store_pb2
 
 MAX_MESSAGE_BYTES = 16 << 20
 
@@ -24,17 +28,34 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
+GENERATION = (generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,)
+CONTROL = (
+    adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
+    store_pb2.DESCRIPTOR.services_by_name["StoreService"].full_name,
+)
+"""Names of services, by the port that they are on where there are two."""
 
-def bind(server: grpc.aio.Server, config: ServerConfig) -> int:
-    """The port that it listens on. Raises `ConfigError`."""
-    address, credentials = config.address, _credentials(config)
+
+def add_common(
+    server: grpc.aio.Server, health: health_aio.HealthServicer, services: tuple[str, ...], config: ServerConfig
+) -> None:
+    """What every port has: health, and reflection of its services."""
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if config.reflection:
+        names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+
+
+def bind(server: grpc.aio.Server, config: ServerConfig, address: str, field: str = "port") -> int:
+    """The port that it listens on. field: the setting that `address` is made of. Raises `ConfigError`."""
+    credentials = _credentials(config)
     try:
         if credentials is not None:
             return server.add_secure_port(address, credentials)
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(
-            f"cannot listen on {address}: port in use, host not ours, or bad TLS files", field="port"
+            f"cannot listen on {address}: port in use, host not ours, or bad TLS files", field=field
         ) from error
 
 

@@ -10,9 +10,8 @@ from functools import partial
 from wsgiref.simple_server import WSGIServer
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from overtone.api import access_log
@@ -23,31 +22,19 @@ from overtone.api.config import ServerConfig
 from overtone.api.drop_folder import DropFolder, watch_folder
 from overtone.api.generation_service import GenerationService
 from overtone.api.interceptor import StatusInterceptor
-from overtone.api.listening import OPTIONS, bind
+from overtone.api.listening import CONTROL, GENERATION, OPTIONS, add_common, bind
 from overtone.api.metrics import Metrics
 from overtone.api.store_service import StoreService
 from overtone.api.threads import run_detached
 from overtone.api.watch import Watches
 from overtone.errors import ConfigError, EngineStarting
 from overtone.models.base import BaseModel, load_base_model
-from overtone.v1 import (
-    adapters_pb2,
-    adapters_pb2_grpc,
-    generation_pb2,
-    generation_pb2_grpc,
-    store_pb2,
-    store_pb2_grpc,
-)
+from overtone.v1 import adapters_pb2_grpc, generation_pb2_grpc, store_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 _FLUSH_S = 1.0
 """What the last answers may take to leave."""
-_SERVICES = (
-    generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
-    adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name,
-    store_pb2.DESCRIPTOR.services_by_name["StoreService"].full_name,
-)
 
 
 class Server:
@@ -59,6 +46,8 @@ class Server:
         self._threads = threads
         self.port = 0
         self.metrics_port = 0
+        self.admin_port = 0
+        """Of the control plane; 0: that of all."""
         self.metrics = Metrics()
         self._backend, self._changes = BackendSlot(), ChangeLog()
         self._drop: DropFolder | None = None
@@ -67,13 +56,14 @@ class Server:
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
         self.died = asyncio.Event()
         self._calls = StatusInterceptor(self.metrics)
-        self._grpc = grpc.aio.server(
-            interceptors=[self._calls],
-            options=OPTIONS,
-            # Far above what the engine's queue and the uploads' limit let through: those refuse with a reason, this one
-            # only keeps memory bounded, and health checks must never meet it.
-            maximum_concurrent_rpcs=4 * (config.max_batch + config.max_queue) + 1024,
-        )
+        self._grpc = self._made()
+        self._control = self._grpc if config.admin_address is None else self._made()
+
+    def _made(self) -> grpc.aio.Server:
+        # Far above what the engine's queue and the uploads' limit let through: those refuse with a reason, this one only
+        # keeps memory bounded, and health checks must never meet it.
+        most = 4 * (self.config.max_batch + self.config.max_queue) + 1024
+        return grpc.aio.server(interceptors=[self._calls], options=OPTIONS, maximum_concurrent_rpcs=most)
 
     @property
     def backend(self) -> Backend:
@@ -85,20 +75,28 @@ class Server:
             GenerationService(self.config, self._backend, access_log.AccessLog()), self._grpc
         )
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(
-            AdapterService(self._backend, self._changes, Watches()), self._grpc
+            AdapterService(self._backend, self._changes, Watches()), self._control
         )
         store_pb2_grpc.add_StoreServiceServicer_to_server(
-            StoreService(self._backend, self._changes, self.config.backup_root), self._grpc
+            StoreService(self._backend, self._changes, self.config.backup_root), self._control
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        if self.config.reflection:
-            names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.port = bind(self._grpc, self.config)
+        self.port = bind(self._grpc, self.config, self.config.address)
+        if self.config.admin_address is None:
+            add_common(self._grpc, self._health, (*GENERATION, *CONTROL), self.config)
+        else:
+            add_common(self._grpc, self._health, GENERATION, self.config)
+            add_common(self._control, self._health, CONTROL, self.config)
+            self.admin_port = bind(self._control, self.config, self.config.admin_address, "admin_port")
         self._start_metrics()
-        await self._grpc.start()
-        log.info("listening", extra={"fields": {"port": self.port, "metrics_port": self.metrics_port}})
+        for server in self._servers:
+            await server.start()
+        ports = {"port": self.port, "metrics_port": self.metrics_port, "admin_port": self.admin_port}
+        log.info("listening", extra={"fields": ports})
+
+    @property
+    def _servers(self) -> tuple[grpc.aio.Server, ...]:
+        return (self._grpc,) if self._control is self._grpc else (self._grpc, self._control)
 
     async def load(self, base: BaseModel | None = None) -> None:
         """Loads the model unless one is given, opens the store, warms up, and says SERVING."""
@@ -155,7 +153,7 @@ class Server:
         grace = self.config.drain_seconds if grace_s is None else grace_s
         await self._calls.wait_idle(grace)
         # Not the whole grace again: a health watch never ends by itself.
-        await self._grpc.stop(min(grace, _FLUSH_S))
+        await asyncio.gather(*(server.stop(min(grace, _FLUSH_S)) for server in self._servers))
         # Before the store, which its gauges read.
         if self._metrics_server is not None:
             (http, thread), self._metrics_server = self._metrics_server, None
@@ -178,7 +176,7 @@ class Server:
         self.metrics_port = self._metrics_server[0].server_port
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", *_SERVICES):
+        for service in ("", *GENERATION, *CONTROL):
             await self._health.set(service, status)
 
 
