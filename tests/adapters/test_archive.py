@@ -189,7 +189,7 @@ def test_what_no_store_wrote_is_refused(what: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_rows_are_taken_of_an_embedding(kind: str) -> None:
     files = files_of(encode(adapter_of(kind, TABLE)))
-    if kind in ("low_rank", "gained_low_rank"):
+    if kind in ("low_rank", "gained_low_rank", "weight"):
         assert unarchive(files, WITH_TABLE, Projectors()).encoded.digest
         return
     with pytest.raises(InvalidAdapter) as caught:

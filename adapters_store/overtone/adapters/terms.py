@@ -115,7 +115,7 @@ def check_facts(module: str, terms: Sequence[Mapping[str, Any]], *, embedding: b
             refuse("circulant cores and frames of blocks go together")
         if core == "circulant" and analysis.get("block") != synthesis.get("block"):
             refuse("both frames of a circulant core have the same blocks")
-        if embedding and (core != "low_rank" or kinds[0] != "identity"):
+        if embedding and kinds[0] != "weight" and (core != "low_rank" or kinds[0] != "identity"):
             refuse("of an embedding only a row can be taken")
 
 
