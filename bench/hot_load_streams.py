@@ -45,15 +45,16 @@ NOTHING, REQUESTS, LOADS = ARMS = ("nothing", "requests", "loads")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--tokens", default=96, show_default=True, help="Of each stream.")
 @click.option("--n", default=1000, show_default=True, help="Coefficients a module.")
+@click.option("--nice", default=0, show_default=True, help="The server's --nice.")
 @click.option("--pause", default=0.2, show_default=True, help="Seconds between two loads.")
 @click.option("--model", default="demo", show_default=True)
 @click.option("--store", type=click.Path(path_type=Path), default=Path(".overtone"))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/results/hot_load_streams.jsonl"))
-def main(rounds: int, tokens: int, n: int, pause: float, model: str, store: Path, out: Path) -> None:
+def main(rounds: int, tokens: int, n: int, nice: int, pause: float, model: str, store: Path, out: Path) -> None:
     """Measures, prints a table, writes OUT and a plot beside it."""
     out.unlink(missing_ok=True)
-    about = {"model": model, "n": n, "streams": STREAMS, **conditions()}
-    arguments = [*side_store_arguments(store, "bench-hot-load", model), "--dtype", "float32"]
+    about = {"model": model, "n": n, "streams": STREAMS, "nice": nice, **conditions()}
+    arguments = [*side_store_arguments(store, "bench-hot-load", model), "--dtype", "float32", "--nice", str(nice)]
     with ServerProcess(arguments) as server, tempfile.TemporaryDirectory() as folder:
         paths = _write_adapters(server, Path(folder), n)
         _round(server, tokens, paths[:4], pause, LOADS)

@@ -39,6 +39,7 @@ def test_every_field_has_a_default_and_help() -> None:
         ("dtype", {"dtype": "int8"}),
         ("device", {"device": "tpu"}),
         ("threads", {"threads": -1}),
+        ("nice", {"nice": 20}),
         ("max_batch", {"max_batch": 0}),
         ("admin_port", {"admin_port": 65536}),
         ("admin_port", {"admin_port": 50051}),

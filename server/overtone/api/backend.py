@@ -100,6 +100,7 @@ class Backend:
             on_idle=runner.forget,
             on_queued=lambda request: None if device is None else device.stage(request),
             ahead=device,
+            nice=config.nice,
         )
         if device is not None:
             device.memory.bind(self.engine.pages.lend, self.engine.pages.take_back)

@@ -62,6 +62,9 @@ class ServerConfig:
         default=True, metadata=_about("Compile CPU kernels for this machine when it first serves (needs gcc).")
     )
     threads: int = field(default=0, metadata=_about("CPU threads for computing; 0: all cores.", least=0))
+    nice: int = field(
+        default=0, metadata=_about("How far they stand back from all others, see nice(2).", least=0, most=19)
+    )
     max_batch: int = field(default=64, metadata=_about("Requests in one step.", least=1))
     max_step_tokens: int = field(default=512, metadata=_about("Prompt and decode tokens in one step.", least=1))
     max_context_tokens: int = field(

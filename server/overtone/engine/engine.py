@@ -34,9 +34,6 @@ from overtone.errors import Cancelled, DeadlineExceeded, Draining, EngineError, 
 log = logging.getLogger(__name__)
 
 _MAX_FAILED_STEPS = 8
-_NICE = 5
-"""How far the threads that compute stand back, see nice(2), above all from those of the process that answer calls: computing
-takes every core, and a call that needs a millisecond would wait for its turn."""
 
 Runner = Callable[[StepPlan], torch.Tensor]
 """A step's plan -> logits (S + P, vocabulary): of the S chunks that complete, then of the P prompt tokens that
@@ -48,7 +45,8 @@ class Engine:
     if the engine cannot go on; `on_idle` when nothing is left to do; `on_queued` with each request that is taken in.
 
     ahead: `run` is its method, and while the device computes a step of greedy rows, the next one is begun and the last
-    one's tokens are told: the device never waits for the host (see `_step_ahead`).
+    one's tokens are told: the device never waits for the host (see `_step_ahead`). nice: how far its thread, and those that
+    compute for it, stand back from all others.
     """
 
     def __init__(
@@ -62,9 +60,10 @@ class Engine:
         on_idle: Callable[[], None] = lambda: None,
         on_queued: Callable[[Request], None] = lambda _: None,
         ahead: AheadRunner | None = None,
+        nice: int = 0,
     ) -> None:
         self._run = run
-        self._ahead = ahead
+        self._ahead, self._nice = ahead, nice
         self._flight: Flight | None = None  # begun, its tokens not yet told
         self._on_queued = on_queued
         self._decode = decode
@@ -145,8 +144,8 @@ class Engine:
 
     def _loop(self) -> None:
         """The thread. Whatever escapes ends every request with an error, and the owner hears of it."""
-        if sys.platform == "linux":  # elsewhere it would be the whole process
-            os.nice(_NICE)  # of this thread, and of those that it starts
+        if self._nice and sys.platform == "linux":  # elsewhere it would be the whole process
+            os.nice(self._nice)  # of this thread, and of those that it starts
         try:
             self._serve()
         except BaseException:  # a panic in a library written in Rust is no Exception
