@@ -30,7 +30,7 @@ def measure_starts(root: Path, cache: Path, model: str, rounds: int) -> Iterator
                     taken = time.perf_counter() - started
                     rss = rss_bytes(server.process.pid) / 2**20
                     with server.client() as client:
-                        registered = client.store.stats().registered_count
+                        registered = client.store.statistics().adapter_count
                 yield {
                     "store": name,
                     "round": number,
