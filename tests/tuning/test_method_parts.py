@@ -55,6 +55,15 @@ def test_dcft_penalty_is_its_definition() -> None:
     assert 0.017 < float(drawn.std()) < 0.023
 
 
+def test_dcft_starts_where_its_penalty_is_zero() -> None:
+    tuned = DcftMethod(d=4, rank=2).attach(tiny_model(), seed=0, total_steps=1)
+    penalty = tuned.penalty()
+    assert penalty is not None
+    assert float(penalty.detach()) < 1e-6
+    penalty.backward()
+    assert all(bool(p.grad is None or p.grad.isfinite().all()) for p in parameters_of(tuned))
+
+
 @pytest.mark.parametrize("name", ["sdctft", "dcft", "fourierft"])
 def test_normal_start_is_not_the_base(name: str) -> None:
     tuned = small_method(name, init="normal").attach(tiny_model(), seed=0, total_steps=1)

@@ -32,8 +32,9 @@ class DcftMethod(Budget):
     """d: the kernel's size, a divisor of both sides of every layer; rank: R; alpha, lora_r: of c, the authors have 16 or 32
     and 2 or 3; reg: of the penalty, 0.1 to 0.3 for the authors.
 
-    init: "normal", A, B and K ~ N(0, 0.02) as in the authors' code, with which delta_W is not quite zero at first, or
-    "zero", the same but K = 0.
+    init: "normal", A, B and K ~ N(0, 0.02) as in the authors' code, a product of three small factors, which learns slowly at
+    first; or "zero", K = 0 with random A and B that are orthonormal already, which is where the penalty draws them, so that
+    delta_W is zero and the penalty too.
     """
 
     name: ClassVar[str] = "dcft"
@@ -82,7 +83,9 @@ class DcftMethod(Budget):
             torch.randn(*size, generator=generator) * _DEVIATION
             for size in ((self.rank, q // d), (p // d, self.rank), (d, d))
         )
-        return DcftBranch(shape, a, b, torch.zeros_like(k) if self.init == "zero" else k, self.scale)
+        if self.init == "zero":
+            a, b, k = torch.linalg.qr(a.T)[0].T.contiguous(), torch.linalg.qr(b)[0], torch.zeros_like(k)
+        return DcftBranch(shape, a, b, k, self.scale)
 
 
 class DcftBranch(Branch):
