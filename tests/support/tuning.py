@@ -156,7 +156,7 @@ def pairs(count: int) -> list[dict[str, str]]:
     ]
 
 
-def config_of(folder: Path, data: Any, out: Path, method: FakeMethod | None = None, **changes: Any) -> TuneConfig:
+def config_of(folder: Path, data: Any, out: Path, method: Any = None, **changes: Any) -> TuneConfig:
     settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "lr": 0.05, "batch_size": 3, "max_length": 64}
     return TuneConfig(
         data=data,

@@ -17,6 +17,8 @@ import torch
 from overtone.errors import InvalidRequest
 from overtone.tuning import TuneResult, finishing, tune
 from overtone.tuning.checkpoint import write_checkpoint
+from overtone.tuning.conductor import Conductor
+from overtone.tuning.methods import LocaMethod, LoraMethod
 from overtone.tuning.run_folder import RunFolder
 from support.tuning import FakeMethod, config_of, pairs, save_tiny, write_lines
 
@@ -54,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, out: Path, method: FakeMethod, **changes: Any) -> TuneResult:
+def run(place: Path, out: Path, method: Any, **changes: Any) -> TuneResult:
     files = {"eval_data": place / "eval.jsonl"}
     return tune(config_of(place / "model", place / "train.jsonl", out, method, **(SETTINGS | files | changes)))
 
@@ -93,6 +95,30 @@ def test_resumed_is_uninterrupted(place: Path, whole: Path, tmp_path: Path, at: 
     run(place, out, resumed, resume=True)
     assert resumed.made[-1].begun == list(range(at - at % 2, STEPS))
     assert comparable(out) == comparable(whole)
+
+
+@pytest.mark.parametrize(
+    ("method", "at"),
+    [(LocaMethod(n=30, location_steps=40), 12), (LoraMethod(r=2, dropout=0.3), 5)],  # LoCA: among its locations' steps
+    ids=["loca", "lora"],
+)
+def test_the_methods_resume(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any, at: int) -> None:
+    """Their random draws, their phases, and Adam's moments of what does not learn at the moment."""
+    changes = {"steps": 16, "save_every": 1}
+    run(place, tmp_path / "whole", method, **changes)
+    recorded = Conductor._record
+
+    def die(conductor: Conductor) -> None:
+        recorded(conductor)
+        if conductor.step == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conductor, "_record", die)
+        with pytest.raises(Killed):
+            run(place, tmp_path / "out", method, **changes)
+    run(place, tmp_path / "out", method, resume=True, **changes)
+    assert comparable(tmp_path / "out") == comparable(tmp_path / "whole")
 
 
 def test_interrupted_again_and_again(place: Path, whole: Path, tmp_path: Path) -> None:
