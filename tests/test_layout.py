@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCE_ROOTS = ("server", "kernels", "adapters_store", "proto")
+SOURCE_ROOTS = ("server", "kernels", "adapters_store", "tuning", "proto")
 
 # Which parts of ours each part may import, beside itself.
 ALLOWED = {
@@ -23,6 +24,7 @@ ALLOWED = {
     "models": {"kernels", "errors"},
     "engine": {"models", "kernels", "errors"},
     "api": {"engine", "models", "adapters", "kernels", "client", "v1", "errors"},
+    "tuning": {"adapters", "models", "kernels", "client", "errors"},
 }
 
 
@@ -54,6 +56,19 @@ def test_imports_point_one_way(path: Path) -> None:
             if name.startswith("overtone."):
                 imported = name.split(".")[1]
                 assert imported == part or imported in ALLOWED[part], f"{part} must not import {name}"
+
+
+def test_nothing_that_serves_imports_what_tunes() -> None:
+    """Not even when it runs: the command line knows its commands by name, and a server never looks one up."""
+    program = (
+        "import sys, overtone.api.cli, overtone.api.cli.serve, overtone.api.server, overtone.api.backend, overtone.client\n"
+        "found = [name for name in sys.modules if name.startswith('overtone.tuning')]\n"
+        "assert not found, found"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert not any("tuning" in allowed for allowed in ALLOWED.values())
 
 
 def test_stubs_are_fresh(tmp_path: Path) -> None:

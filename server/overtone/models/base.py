@@ -102,8 +102,18 @@ def load_base_model(
     deterministic: bool = False,
     native: bool = True,
 ) -> BaseModel:
-    """Loads `name`: "demo", a local folder, a GGUF file or a hub id. `cache`: where converted GGUF files are kept;
-    deterministic, native: see `prepare`."""
+    """Loads `name` (see `load_checkpoint`); deterministic, native: see `prepare`."""
+    model, tokenizer = load_checkpoint(name, dtype=dtype, device=device, cache=cache)
+    capability = None if deterministic else gpu.capability_of(_device(device))
+    return prepare(model, tokenizer, name, deterministic=deterministic, native=native, capability=capability)
+
+
+def load_checkpoint(name: str, *, dtype: str, device: str, cache: Path) -> tuple[Any, Any]:
+    """The model and the tokenizer as transformers has them, of what we can serve.
+
+    name: "demo", a local folder, a GGUF file or a hub id; cache: where converted GGUF files are kept. Raises `ConfigError`
+    for what cannot be loaded, `UnsupportedModel` for what would come out wrong.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -126,8 +136,7 @@ def load_base_model(
         )
         if not quantised:  # those are where they are to be, and some cannot be moved
             model = model.to(torch_device)
-    capability = None if deterministic else gpu.capability_of(torch_device)
-    return prepare(model, tokenizer, name, deterministic=deterministic, native=native, capability=capability)
+    return model, tokenizer
 
 
 def model_source(name: str, cache: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,27 @@ from overtone.errors import OvertoneError
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """Where a command is, and its line in the help."""
+    """Where a command is, and its line in the help. needs: what must be installed for it, by an extra of this package."""
 
     module: str
     attribute: str
     summary: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
 
+    def load(self, name: str) -> click.Command:
+        """Raises `click.ClickException` that says what to install."""
+        missing = [module for module in self.needs if importlib.util.find_spec(module) is None]
+        if missing:
+            raise click.ClickException(
+                f"`overtone {name}` needs {missing[0]}, which is not installed: pip install 'overtone[{self.extra}]'"
+            )
+        command: click.Command = getattr(importlib.import_module(self.module), self.attribute)
+        return command
+
+
+# Beside what serves: known here by name alone.
+_TUNING = (("overtone.tuning", "peft"), "tune")
 
 _COMMANDS: Mapping[str, LazyCommand] = {
     "serve": LazyCommand("overtone.api.cli.serve", "serve", "Start a server."),
@@ -28,6 +44,7 @@ _COMMANDS: Mapping[str, LazyCommand] = {
     "adapters": LazyCommand("overtone.api.cli.adapters", "adapters", "Load, import, list, watch and delete adapters."),
     "store": LazyCommand("overtone.api.cli.store", "store", "Look at the store, compact, check and copy it."),
     "doctor": LazyCommand("overtone.api.cli.doctor", "doctor", "Tell what this machine has and what is missing."),
+    "tune": LazyCommand("overtone.tuning.cli", "tune", "Make an adapter from examples.", *_TUNING),
     "demo": LazyCommand("overtone.api.cli.demo", "demo", "Show adapters come and answer, on the default model."),
 }
 
@@ -40,10 +57,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         lazy = _COMMANDS.get(cmd_name)
-        if lazy is None:
-            return None
-        command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
-        return command
+        return None if lazy is None else lazy.load(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
