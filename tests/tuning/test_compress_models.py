@@ -165,6 +165,14 @@ def test_a_checkpoint_without_the_prefix_is_understood(tmp_path: Path) -> None:
     assert_same(found, expected)
 
 
+def test_a_layer_that_the_files_call_otherwise_is_not_lost(tmp_path: Path) -> None:
+    """transformers calls GPT-NeoX's embed_out lm_head."""
+    plain, model = model_folder(tmp_path / "plain", tiny_model("gpt_neox")), tiny_model("gpt_neox")
+    model.lm_head.weight += 0.125
+    error = refused(InvalidRequest, model_folder(tmp_path / "tuned", model), plain)
+    assert (error.field, error.metadata["first"]) == ("rest", "embed_out.weight")
+
+
 def test_what_no_layer_holds_is_refused_or_left_out(tmp_path: Path, base: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         add_pairs(tensors)
