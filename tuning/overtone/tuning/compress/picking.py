@@ -53,7 +53,12 @@ class Picker:
 
     def offer(self, values: torch.Tensor, start: int) -> None:
         """values: (k,) float64, of the places from `start` on, all of one group. Zeros are never picked."""
-        candidates = values.abs() > self._floor
+        magnitudes = values.abs()
+        candidates = magnitudes > self._floor
+        if (
+            int(candidates.sum()) > 2 * self._wanted
+        ):  # no more than `wanted` of one piece, and what equals the last of them
+            candidates &= magnitudes >= magnitudes.topk(self._wanted).values[-1]
         group = int(_groups(torch.tensor([start]), self._sizes))
         self._dropped[group] += values.masked_fill(candidates, 0).square().sum()
         index = candidates.nonzero().flatten()
