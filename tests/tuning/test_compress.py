@@ -217,6 +217,20 @@ def test_a_server_answers_with_what_was_written(
     assert list(found) != tiny_reference.greedy(None, prompt, 12)
 
 
+@pytest.mark.parametrize(
+    "budget", [{"error": 0.1}, {"total": 101}, {"bytes": 1000}], ids=lambda budget: next(iter(budget))
+)
+def test_more_than_memory_holds_is_refused(
+    tmp_path: Path, base: Path, budget: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overtone.tuning.compress.budget.MOST", 100)
+    source = lora_folder(tmp_path / "lora", pairs_of(random_pair, 3))
+    with pytest.raises(InvalidRequest, match="more than the 100") as caught:
+        run(source, base, **budget)
+    assert caught.value.field == next(iter(budget))
+    assert run(source, base, total=100)[0].coefficients == 100
+
+
 def test_require_error_writes_nothing(tmp_path: Path, base: Path) -> None:
     source = lora_folder(tmp_path / "lora", pairs_of(random_pair, 24))
     with pytest.raises(InvalidRequest, match=r"more than 0\.2: nothing is written") as caught:

@@ -192,10 +192,3 @@ def test_histograms_bound_what_sorting_finds() -> None:
     parts = merged([histogram(part) for part in values.split(700)])
     assert (parts.first, parts.counts.tolist()) == (whole.first, whole.counts.tolist())
     assert histogram(torch.zeros(5, dtype=torch.float64)).count == 0
-
-
-def test_more_than_memory_holds_is_refused(spectra: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overtone.tuning.compress.choosing.MOST", 20)
-    with pytest.raises(InvalidRequest, match="about 21 coefficients, more than the 20"):
-        choose_over_all(source_of(spectra), lambda h: 21, lambda picked: picked.values.numel(), quiet)
-    choose_over_all(source_of(spectra), lambda h: 20, lambda picked: picked.values.numel(), quiet)

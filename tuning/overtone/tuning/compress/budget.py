@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -23,6 +23,9 @@ from overtone.tuning.compress.histogram import Histogram
 from overtone.tuning.compress.picking import Picked
 from overtone.tuning.compress.source import Source
 
+MOST = 1 << 26
+"""Coefficients that are chosen among all modules at a time: in memory they take some hundred bytes each."""
+
 
 def choose(config: Config, source: Source, on_module: OnModule) -> dict[str, Selection]:
     """Raises `InvalidRequest` for bytes or an error that no number of coefficients meets."""
@@ -31,18 +34,26 @@ def choose(config: Config, source: Source, on_module: OnModule) -> dict[str, Sel
         choose_all = choose_banded if config.bands else choose_each
         return choose_all(source, config.coefficients, on_module)
     if config.error is not None:
-        wanted = partial(wanted_for_error, error=config.error, dtype=dtype)
+        wanted = partial(_bounded, "error", partial(wanted_for_error, error=config.error, dtype=dtype))
         return choose_over_all(source, wanted, partial(fewest_for_error, error=config.error, dtype=dtype), on_module)
     most = config.total
     if config.bytes is not None:
         most = config.bytes // min(bytes_each(shape, dtype) for shape in source.shapes.values())
     assert most is not None
-    cut = partial(_fitting, config, source) if config.bytes is not None else _all
-    return choose_over_all(source, partial(_at_most, most), cut, on_module)
+    field, cut = ("total", _all) if config.bytes is None else ("bytes", partial(_fitting, config, source))
+    return choose_over_all(source, partial(_bounded, field, partial(_at_most, most)), cut, on_module)
 
 
 def _at_most(n: int, histograms: Mapping[str, Histogram]) -> int:
     return min(n, sum(one.count for one in histograms.values()))
+
+
+def _bounded(field: str, wanted: Callable[[Mapping[str, Histogram]], int], histograms: Mapping[str, Histogram]) -> int:
+    n = wanted(histograms)
+    if n > MOST:
+        message = f"this {field} takes about {n} coefficients, more than the {MOST} that are chosen at a time"
+        raise InvalidRequest(message, field=field, metadata={"coefficients": str(n)})
+    return n
 
 
 def _all(picked: Picked) -> int:

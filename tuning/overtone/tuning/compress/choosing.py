@@ -14,9 +14,6 @@ from overtone.tuning.compress.picking import Picked, Picker
 from overtone.tuning.compress.source import Source
 from overtone.tuning.compress.spectra import Spectrum, blocks
 
-MOST = 1 << 26
-"""Coefficients that are chosen among all modules at a time: in memory they take some hundred bytes each."""
-
 OnModule = Callable[[str, str], None]
 """Told the stage and the module once that is done."""
 
@@ -109,7 +106,7 @@ def choose_over_all(
         on_module("surveying", module)
     if not any(one.count for one in histograms.values()):
         raise InvalidRequest("the source changes nothing: every delta is zero", field="source")
-    picker, start = Picker(_bounded(wanted(histograms)), sizes := [p * q for p, q in source.shapes.values()]), 0
+    picker, start = Picker(wanted(histograms), sizes := [p * q for p, q in source.shapes.values()]), 0
     for module, size in zip(source.shapes, sizes, strict=True):
         pick(source.spectrum(module), picker, start)
         start += size
@@ -117,15 +114,6 @@ def choose_over_all(
     picked = picker.done()
     found = _selections(picked.first(cut(picked)), list(source.shapes.values()), [(h,) for h in histograms.values()])
     return dict(zip(source.shapes, found, strict=True))
-
-
-def _bounded(n: int) -> int:
-    if n > MOST:
-        message = (
-            f"this takes about {n} coefficients, more than the {MOST} that are chosen at a time: it does not compress"
-        )
-        raise InvalidRequest(message, field="coefficients", metadata={"coefficients": str(n)})
-    return n
 
 
 def wanted_for_error(histograms: Mapping[str, Histogram], error: float, dtype: torch.dtype) -> int:
