@@ -25,7 +25,7 @@ def write_plot(report: Report, path: Path) -> bool:
     axes.plot(report.bytes_out / 1024, report.relative_error, "o", label="this adapter")
     axes.axvline(report.bytes_in / 1024, color="black", linewidth=0.8, label=f"the source ({report.source})")
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.05 * max(1.0, report.relative_error))
     axes.set_xlabel("KiB of the adapter")
     axes.set_ylabel("relative error of the delta")
     axes.legend()
