@@ -45,6 +45,7 @@ _COMMANDS: Mapping[str, LazyCommand] = {
     "store": LazyCommand("overtone.api.cli.store", "store", "Look at the store, compact, check and copy it."),
     "doctor": LazyCommand("overtone.api.cli.doctor", "doctor", "Tell what this machine has and what is missing."),
     "tune": LazyCommand("overtone.tuning.cli", "tune", "Make an adapter from examples.", *_TUNING),
+    "compress": LazyCommand("overtone.tuning.compress.cli", "compress", "Make an adapter smaller.", *_TUNING),
     "demo": LazyCommand("overtone.api.cli.demo", "demo", "Show adapters come and answer, on the default model."),
 }
 
