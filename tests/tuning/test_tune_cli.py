@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from overtone.api.cli import main
-from overtone.tuning.config import TuneConfig, settings
+from overtone.tuning.config import LEARNING_RATES, TuneConfig, settings
 from overtone.tuning.methods import METHODS
 from support.adapters import adapter_files
 from support.server import ThreadServer
@@ -133,3 +133,15 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert result.stderr == "Error: `overtone tune` needs peft, which is not installed: pip install 'overtone[tune]'\n"
     assert "tune" in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_the_page_has_every_setting() -> None:
+    """With its default, so that a change to one is a change to the other."""
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    for each in settings():
+        default = "" if each.default is None else str(each.default)
+        default = default.lower() if isinstance(each.default, bool) else default
+        assert f"| `{each.name}` | {default} | {each.metadata['help'].rstrip('.')}" in page, each.name
+    for name, rate in LEARNING_RATES.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert float(row.split("|")[4]) == rate

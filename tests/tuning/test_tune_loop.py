@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from overtone.adapters import ParserContext, parse_adapter
 from overtone.errors import ConfigError, InvalidRequest
 from overtone.kernels import reference
-from overtone.tuning import TuneResult, tune
+from overtone.tuning import TuneResult, finishing, tune
 from overtone.tuning.data import Encoder, collate
 from overtone.tuning.data.types import Place, RawLine
+from overtone.tuning.history import plot_losses
 from overtone.tuning.loss import SummedLoss, mean_loss
 from support.adapters import adapter_files
 from support.peft_base import base_of
@@ -49,7 +50,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def test_what_a_run_leaves(model: Path, data: Path, held: Path, tmp_path: Path) -> None:
+def test_what_a_run_leaves(
+    model: Path, data: Path, held: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finishing, "plot_losses", plot_losses)
     method = FakeMethod()
     result = run(method, model, data, tmp_path / "out", epochs=3, eval_data=held, schedule="constant")
     assert (result.steps, result.total_steps, result.stopped_early) == (15, 15, False)

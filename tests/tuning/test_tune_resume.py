@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from overtone.errors import InvalidRequest
-from overtone.tuning import TuneResult, finishing, tune
+from overtone.tuning import TuneResult, tune
 from overtone.tuning.checkpoint import write_checkpoint
 from overtone.tuning.conductor import Conductor
 from overtone.tuning.methods import LocaMethod, LoraMethod
@@ -38,11 +38,6 @@ SETTINGS: dict[str, Any] = {
 
 
 class Killed(Exception): ...
-
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finishing, "plot_losses", lambda *_: False)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +80,7 @@ def whole(place: Path) -> Path:
     return place / "whole"
 
 
-@pytest.mark.parametrize("at", [0, 4, 7, 10])
+@pytest.mark.parametrize("at", [5, 10])
 def test_resumed_is_uninterrupted(place: Path, whole: Path, tmp_path: Path, at: int) -> None:
     out = tmp_path / "out"
     with pytest.raises(Killed):
@@ -123,7 +118,7 @@ def test_the_methods_resume(place: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_interrupted_again_and_again(place: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for at in (3, 3, 5, 9):
+    for at in (0, 9):
         with pytest.raises(Killed):
             run(place, out, dying(at), resume=True)
     run(place, out, dying(-1), resume=True)

@@ -46,7 +46,7 @@ class TuneConfig:
         default=0.0, metadata=_about("Share of the lines that is held out and evaluated on.", least=0, most=0.9)
     )
     eval_samples: int = field(
-        default=1000, metadata=_about("The most samples that are evaluated on; they stay in memory.", least=1)
+        default=256, metadata=_about("The most samples that are evaluated on; they stay in memory.", least=1)
     )
     epochs: float | None = field(default=None, metadata=_about("Passes over the data (1 if there are no steps)."))
     steps: int | None = field(default=None, metadata=_about("Optimiser steps, instead of epochs.", least=1))

@@ -26,10 +26,10 @@ class LazyCommand:
 
     def load(self, name: str) -> click.Command:
         """Raises `click.ClickException` that says what to install."""
-        missing = [module for module in self.needs if importlib.util.find_spec(module) is None]
-        if missing:
+        missing = next((module for module in self.needs if importlib.util.find_spec(module) is None), None)
+        if missing is not None:
             raise click.ClickException(
-                f"`overtone {name}` needs {missing[0]}, which is not installed: pip install 'overtone[{self.extra}]'"
+                f"`overtone {name}` needs {missing}, which is not installed: pip install 'overtone[{self.extra}]'"
             )
         command: click.Command = getattr(importlib.import_module(self.module), self.attribute)
         return command
@@ -37,6 +37,7 @@ class LazyCommand:
 
 # Beside what serves: known here by name alone.
 _TUNING = (("overtone.tuning", "peft"), "tune")
+_COMPRESSING = (("overtone.tuning", "overtone.tuning.compress", "peft"), "tune")
 
 _COMMANDS: Mapping[str, LazyCommand] = {
     "serve": LazyCommand("overtone.api.cli.serve", "serve", "Start a server."),
@@ -45,7 +46,9 @@ _COMMANDS: Mapping[str, LazyCommand] = {
     "store": LazyCommand("overtone.api.cli.store", "store", "Look at the store, compact, check and copy it."),
     "doctor": LazyCommand("overtone.api.cli.doctor", "doctor", "Tell what this machine has and what is missing."),
     "tune": LazyCommand("overtone.tuning.cli", "tune", "Make an adapter from examples.", *_TUNING),
-    "compress": LazyCommand("overtone.tuning.compress.cli", "compress", "Make an adapter smaller.", *_TUNING),
+    "compress": LazyCommand(
+        "overtone.tuning.compress.cli", "compress", "Make a smaller adapter of one.", *_COMPRESSING
+    ),
     "demo": LazyCommand("overtone.api.cli.demo", "demo", "Show adapters come and answer, on the default model."),
 }
 
