@@ -77,6 +77,11 @@ bench-deterministic: $(VENV)/.dev.stamp
 bench-peers: $(VENV)/.dev.stamp
 	$(BIN)/python -m bench.peers.compare $(ARGS)
 
+# Some hours on a CPU; what is there already is not computed again.
+.PHONY: bench-quality
+bench-quality: $(VENV)/.dev.stamp
+	$(BIN)/python -m bench.quality $(ARGS)
+
 # Without a GPU only what is predicted.
 bench-gpu: $(VENV)/.dev.stamp
 	@if $(BIN)/python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then \
