@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from overtone.tuning.methods.attach import describe
 
 from overtone.adapters import AdapterFiles, ParserContext, parse_adapter
 from overtone.adapters.files import DOCUMENTATION, layout_of
@@ -16,6 +15,7 @@ from overtone.adapters.projectors import Projectors
 from overtone.adapters.resident import make_resident
 from overtone.kernels import FrameBank
 from overtone.models.dense_deltas import DenseDeltas
+from overtone.tuning.methods.attach import describe
 
 
 def files_of(folder: Path) -> AdapterFiles:

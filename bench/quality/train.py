@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from bench.quality.tokens import Tokens, logits_of, packed
-from overtone.tuning.methods import Tuned
 from torch.nn import functional
+
+from overtone.tuning.methods import Tuned
 
 _WARM_UP = 0.1
 _LAST = 0.1

@@ -27,9 +27,9 @@ from bench.quality.train import Pace, learn
 from bench.quality.workbench import Setting, Workbench
 from hypothesis import given
 from hypothesis import strategies as st
-from overtone.tuning.methods import make_method
 from transformers import PreTrainedTokenizerFast
 
+from overtone.tuning.methods import make_method
 from support.tiny import EOS, byte_level, tiny_model
 
 SIZES = Sizes(test=70, validation=35, train=140)
@@ -132,7 +132,7 @@ def test_the_end_of_text_is_learned_where_it_is_decoded() -> None:
 
 @torch.no_grad()
 def test_greedy_answers_are_those_of_a_plain_loop() -> None:
-    base, task, names = model(3), TASKS["inflect"], tokenizer()
+    base, task, names = model(), TASKS["inflect"], tokenizer()
     samples = parts("inflect")["test"][:20]
     longest = max(len(one.completion) for one in encode(task, samples, names)) + 2
     expected, ended = [], 0
