@@ -26,7 +26,7 @@ _LAST = 0.1
 class Pace:
     """The same for every method: steps of `batch` samples each."""
 
-    steps: int = 128
+    steps: int = 96
     batch: int = 8
 
 
